@@ -1,0 +1,71 @@
+# The one door to the project: `make` lists the targets. Each makes what it needs and no more.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := requirements/constraints.txt
+SOURCES := esper_ray tests docs
+
+# A stamp is touched last, so an interrupted step is done again and a finished one costs nothing.
+VENV_STAMP := $(VENV)/.created
+RUN_STAMP := $(VENV)/.installed-run
+DEV_STAMP := $(VENV)/.installed-dev
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PIP_NO_INPUT = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test soak check bench docs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+setup: $(DEV_STAMP) ## make .venv with everything that development needs
+
+run: $(RUN_STAMP) ## grow the example model through Ray actors
+	@$(BIN)/esper-ray train examples/stdlib_lm.yaml --resume never
+
+test: $(DEV_STAMP) ## run the short tests with branch coverage
+	@$(BIN)/python -m pytest -m "not soak and not gpu" --cov --cov-report=term-missing:skip-covered
+
+soak: $(DEV_STAMP) ## run the long tests
+	@$(BIN)/python -m pytest -m "soak and not gpu" --timeout=1800
+
+check: $(DEV_STAMP) ## format, lint, types, import walls
+	@$(BIN)/ruff format --check --quiet $(SOURCES) || { \
+		echo "error: the files above are not formatted: $(BIN)/ruff format $(SOURCES)" >&2; exit 1; }
+	@$(BIN)/ruff check --quiet $(SOURCES)
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(RUN_STAMP) ## measure a training step through actors against one process
+	@$(BIN)/esper-ray bench step
+
+docs: $(RUN_STAMP) ## write the generated pages anew
+	@$(BIN)/python -m docs.generate
+
+clean: ## remove caches, builds and .venv; runs/ stays
+	@rm -rf $(VENV) build dist htmlcov *.egg-info .coverage .coverage.* \
+		.pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find esper_ray tests docs examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV_STAMP):
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "error: $(PYTHON) not found: install Python 3.11 to 3.13, or make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+		echo "error: $$($(PYTHON) -V 2>&1) cannot be used, 3.11 to 3.13 is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch goes first and by its exact pin, so that the index's newest build is never picked up.
+$(RUN_STAMP): pyproject.toml $(CONSTRAINTS) | $(VENV_STAMP)
+	@echo "installing what a run needs into $(VENV) (minutes on the first time)"
+	@$(BIN)/python -m pip install -qq "$$(grep '^torch==' $(CONSTRAINTS))"
+	@$(BIN)/python -m pip install -qq -c $(CONSTRAINTS) -e .
+	@touch $@
+
+$(DEV_STAMP): pyproject.toml $(CONSTRAINTS) | $(VENV_STAMP)
+	@echo "installing the development environment into $(VENV) (minutes on the first time)"
+	@$(BIN)/python -m pip install -qq "$$(grep '^torch==' $(CONSTRAINTS))"
+	@$(BIN)/python -m pip install -qq -c $(CONSTRAINTS) -e '.[dev,demo]'
+	@touch $(RUN_STAMP) $@

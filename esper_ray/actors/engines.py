@@ -1,0 +1,192 @@
+"""Two ways to run the same stages: all in this process, or each in its own Ray actor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from esper_ray.actors.layer_actor import Restore
+from esper_ray.actors.lifecycle_coordinator import CoordinatorSpec, LifecycleCoordinator
+from esper_ray.actors.pipeline import ActorPipeline, LocalPipeline
+from esper_ray.actors.placement import Cluster, ClusterSettings
+from esper_ray.actors.remote import RemoteActor
+from esper_ray.errors import EsperError, RunFailed
+from esper_ray.events.messages import EpochReport, Evaluation
+from esper_ray.growth.spec import StageSpec
+from esper_ray.storage import EpochRecord, Root
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What an engine is built from; `restore` and `progress` come from a run commit."""
+
+    stages: tuple[StageSpec, ...]
+    stage_of: Mapping[str, int]
+    coordinator: CoordinatorSpec
+    root: Root
+    restore: Restore | None
+    progress: Mapping[str, object] | None
+    epoch: EpochRecord
+
+
+class Engine(Protocol):
+    """Trains and decides, epoch by epoch."""
+
+    def connect(self, stages: int) -> None:
+        """Reach what the run needs to start; nothing is stored before this has worked."""
+        ...
+
+    def open(self, start: Start) -> None:
+        """Build and, where asked, restore every part."""
+        ...
+
+    def train_epoch(self, first_step: int, steps: int) -> None:
+        """Run optimiser steps first_step .. first_step + steps - 1."""
+        ...
+
+    def end_epoch(self, epoch: int) -> EpochReport:
+        """Let seeds grow older, judge, decide, apply, commit."""
+        ...
+
+    def evaluate(self, split: str) -> Evaluation:
+        """The model as it is on one split."""
+        ...
+
+    def close(self) -> None:
+        """Free everything; safe to call at any time."""
+        ...
+
+
+class LocalEngine:
+    """Everything in this process, one stage after the other, without Ray."""
+
+    def connect(self, stages: int) -> None:
+        """Nothing to reach."""
+        del stages
+
+    def open(self, start: Start) -> None:
+        """See Engine."""
+        self._runner = asyncio.Runner()
+        self._pipeline = LocalPipeline(start.stages, start.root, start.restore)
+        self._coordinator = LifecycleCoordinator(start.coordinator, start.root)
+        setup = self._coordinator.setup(self._pipeline, start.progress, start.epoch)
+        self._runner.run(setup)
+
+    def train_epoch(self, first_step: int, steps: int) -> None:
+        """See Engine."""
+        for step in range(first_step, first_step + steps):
+            self._pipeline.run_step(step)
+
+    def end_epoch(self, epoch: int) -> EpochReport:
+        """See Engine."""
+        for report in self._pipeline.end_epoch(epoch):
+            self._runner.run(self._coordinator.ingest(report))
+        return self._runner.run(self._coordinator.end_epoch(epoch))
+
+    def evaluate(self, split: str) -> Evaluation:
+        """See Engine."""
+        return self._runner.run(self._coordinator.evaluate(split))
+
+    def close(self) -> None:
+        """See Engine."""
+        if hasattr(self, "_runner"):
+            self._runner.close()
+
+
+class RayEngine:
+    """One LayerActor per stage and a LifecycleCoordinator; this driver holds no tensor."""
+
+    def __init__(self, settings: ClusterSettings) -> None:
+        self._cluster = Cluster(settings)
+        self._timeout_s = settings.step_timeout_s
+        self._layers: list[RemoteActor] = []
+
+    def connect(self, stages: int) -> None:
+        """Start or join the cluster."""
+        self._cluster.connect(stages)
+
+    def open(self, start: Start) -> None:
+        """See Engine."""
+        self._layers, self._coordinator = self._cluster.place(
+            start.stages, start.coordinator, start.root
+        )
+        last = len(self._layers) - 1
+        setups = []
+        for index, layer in enumerate(self._layers):
+            peers: dict[str, RemoteActor] = {}
+            if index > 0:
+                peers["previous"] = self._layers[index - 1]
+            if index < last:
+                peers["next"] = self._layers[index + 1]
+            setups.append(layer.submit("setup", peers, self._coordinator, start.restore))
+        self._wait(setups)
+        pipeline = ActorPipeline(self._layers, start.stage_of)
+        self._ask("setup", pipeline, start.progress, start.epoch)
+
+    def train_epoch(self, first_step: int, steps: int) -> None:
+        """See Engine. One call per actor and step, all submitted before the first is awaited."""
+        self._wait(
+            [
+                layer.submit("run_step", step)
+                for step in range(first_step, first_step + steps)
+                for layer in self._layers
+            ]
+        )
+
+    def end_epoch(self, epoch: int) -> EpochReport:
+        """See Engine."""
+        self._wait([layer.submit("end_epoch", epoch) for layer in self._layers])
+        report = self._ask("end_epoch", epoch)
+        if not isinstance(report, EpochReport):
+            raise TypeError(f"the coordinator answered {type(report).__name__}")
+        return report
+
+    def evaluate(self, split: str) -> Evaluation:
+        """See Engine."""
+        result = self._ask("evaluate", split)
+        if not isinstance(result, Evaluation):
+            raise TypeError(f"the coordinator answered {type(result).__name__}")
+        return result
+
+    def close(self) -> None:
+        """See Engine."""
+        self._cluster.close()
+
+    def _ask(self, method: str, *args: object) -> object:
+        return self._wait([self._coordinator.submit(method, *args)])[0]
+
+    def _wait(self, pending: list[Any]) -> list[Any]:
+        """Results in order; the first failure aborts every layer and is raised as its cause."""
+        import ray
+        from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+        results, left = {}, list(pending)
+        try:
+            while left:
+                done, left = ray.wait(left, num_returns=1, timeout=self._timeout_s)
+                if not done:
+                    raise RunFailed(
+                        f"no actor answered within {self._timeout_s:.0f} s",
+                        "raise cluster.step_timeout_s if a step may take longer",
+                    )
+                results[done[0]] = ray.get(done[0], timeout=self._timeout_s)
+        except RayTaskError as error:
+            self._abort(str(error.cause))
+            if isinstance(error.cause, EsperError):
+                raise error.cause from None
+            raise RunFailed(f"an actor failed: {error.cause!r}") from error
+        except (RayError, GetTimeoutError, RunFailed) as error:
+            self._abort(type(error).__name__)
+            if isinstance(error, RunFailed):
+                raise
+            raise RunFailed(
+                f"an actor is lost: {type(error).__name__}",
+                "run the same command again with --resume auto",
+            ) from error
+        return [results[ref] for ref in pending]
+
+    def _abort(self, reason: str) -> None:
+        for layer in self._layers:
+            layer.tell("abort", reason)

@@ -1,0 +1,80 @@
+"""A stage's segments in a run's log, written and read where the stage lives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from esper_ray.errors import CorruptError
+from esper_ray.growth import snapshot
+from esper_ray.growth.stage import Stage
+from esper_ray.layers import ChunkedKasminaLayer
+from esper_ray.storage import RunLog, SegmentRef, codec
+
+Segments = Mapping[str, SegmentRef]
+
+
+def save_stage(stage: Stage, log: RunLog) -> list[SegmentRef]:
+    """Store everything that a resumed run needs of this stage; commits nothing."""
+    host = codec.encode_tensors(snapshot.host_tensors(stage))
+    refs = [log.put_segment(host_name(stage), host, "safetensors")]
+    for trainer in stage.trainers.values():
+        refs += _save_layer(trainer.layer, log)
+    return refs
+
+
+def host_name(stage: Stage) -> str:
+    """Segment name of a stage's host weights."""
+    return f"stage{stage.spec.index}/host"
+
+
+def layer_name(layer_id: str, part: str) -> str:
+    """Segment name of a layer's `state`, `weights` or `rollback`."""
+    return f"layer/{layer_id}/{part}"
+
+
+def _save_layer(layer: ChunkedKasminaLayer, log: RunLog) -> list[SegmentRef]:
+    name, rows = layer.layer_id, layer.state.num_seeds
+    table = codec.encode_table(snapshot.state_columns(layer.state))
+    refs = [log.put_segment(layer_name(name, "state"), table, "arrow", rows)]
+    for part, tensors in (
+        ("weights", snapshot.grown_tensors(layer)),
+        ("rollback", snapshot.rollback_tensors(layer)),
+    ):
+        data, count = codec.encode_tensors(tensors), len(tensors["seed_id"])
+        refs.append(log.put_segment(layer_name(name, part), data, "safetensors", count))
+    return refs
+
+
+def restore_stage(stage: Stage, log: RunLog, segments: Segments, step: int) -> None:
+    """Take over what `save_stage` stored; CorruptError where it does not fit this stage."""
+    host = codec.decode_tensors(log.read_segment(_named(segments, host_name(stage))))
+    snapshot.load_host(stage, host)
+    for trainer in stage.trainers.values():
+        _restore_layer(trainer.layer, log, segments)
+    snapshot.resume_trainers(stage, step)
+
+
+def _restore_layer(layer: ChunkedKasminaLayer, log: RunLog, segments: Segments) -> None:
+    columns = read_state(log, segments, layer.layer_id)
+    snapshot.load_state_columns(layer.state, columns)
+    parts = []
+    for part in ("weights", "rollback"):
+        ref = _named(segments, layer_name(layer.layer_id, part))
+        expected = snapshot.row_shapes(layer.bank, ref.rows)
+        parts.append(codec.decode_tensors(log.read_segment(ref), expected))
+    snapshot.load_rows(layer, *parts)
+
+
+def read_state(log: RunLog, segments: Segments, layer_id: str) -> dict[str, NDArray[Any]]:
+    """A stored layer's state table as columns, without building the layer."""
+    ref = _named(segments, layer_name(layer_id, "state"))
+    return codec.decode_table(log.read_segment(ref), snapshot.STATE_SCHEMA, ref.rows)
+
+
+def _named(segments: Segments, name: str) -> SegmentRef:
+    if name not in segments:
+        raise CorruptError(f"the checkpoint holds no segment {name!r}")
+    return segments[name]

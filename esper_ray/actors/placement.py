@@ -1,0 +1,156 @@
+"""Reaches or starts a Ray cluster and places actors on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from esper_ray.actors.layer_actor import CONCURRENCY_GROUPS, METHOD_GROUPS, LayerActor
+from esper_ray.actors.lifecycle_coordinator import CoordinatorSpec, LifecycleCoordinator
+from esper_ray.actors.remote import RemoteActor
+from esper_ray.errors import ClusterUnavailable, ResourcesTimeout
+from esper_ray.growth.spec import StageSpec
+from esper_ray.storage import Root
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
+NAMESPACE = "esper"
+_CONNECT_S = 5.0
+_QUIET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """`address` is `local`, `auto` or HOST:PORT of a Ray head."""
+
+    address: str
+    wait_for_resources_s: float
+    step_timeout_s: float
+
+
+@dataclass(slots=True)
+class Cluster:
+    """A connection to Ray; `close` ends what this driver started and nothing else."""
+
+    settings: ClusterSettings
+    _groups: list[PlacementGroup] = field(default_factory=list)
+
+    def connect(self, stages: int) -> None:
+        """Start a local cluster or join the one at `address`; ClusterUnavailable if none answers."""
+        address = self.settings.address
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        if address not in ("local", "auto"):
+            _check_reachable(address)
+        _use_token(private=address == "local")
+        import ray
+
+        options: dict[str, Any] = {"address": address, "namespace": NAMESPACE}
+        if address == "local":
+            cores = max(os.cpu_count() or 1, stages)
+            options |= {"num_cpus": cores, "include_dashboard": False}
+        try:
+            ray.init(
+                **options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False
+            )
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            raise ClusterUnavailable(
+                f"no Ray cluster answers at {address!r}: {_first_line(error)}",
+                "start one with `ray start --head`, or set cluster.address to local",
+            ) from error
+
+    def place(
+        self, specs: tuple[StageSpec, ...], coordinator: CoordinatorSpec, root: Root
+    ) -> tuple[list[RemoteActor], RemoteActor]:
+        """One LayerActor per stage, one CPU each, and the coordinator."""
+        import ray
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        group = placement_group([{"CPU": 1.0}] * len(specs), strategy="PACK")
+        self._groups.append(group)
+        if not group.wait(self.settings.wait_for_resources_s):
+            raise ResourcesTimeout(_shortage(len(specs), self.settings.wait_for_resources_s))
+        decorate: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)  # type: ignore[call-overload]
+        layer_class = decorate(LayerActor)
+        layers = [
+            layer_class.options(
+                num_cpus=1,
+                max_restarts=0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    group, placement_group_bundle_index=index
+                ),
+            ).remote(spec, root, self.settings.step_timeout_s)
+            for index, spec in enumerate(specs)
+        ]
+        coordinator_class: Any = ray.remote(LifecycleCoordinator)
+        central = coordinator_class.options(num_cpus=0).remote(coordinator, root)
+        return [RemoteActor(handle, METHOD_GROUPS) for handle in layers], RemoteActor(central)
+
+    def close(self) -> None:
+        """Give back what was placed; end the cluster if it was started here."""
+        import ray
+        from ray.util.placement_group import remove_placement_group
+
+        if not ray.is_initialized():
+            return
+        for group in self._groups:
+            remove_placement_group(group)
+        self._groups.clear()
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Fail in seconds where Ray itself would retry for a minute."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterUnavailable(
+            f"cluster.address {address!r} is not HOST:PORT", "use local, auto or HOST:PORT"
+        )
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterUnavailable(
+            f"no Ray cluster answers at {address!r}: {error}",
+            "check the address, or set cluster.address to local",
+        ) from error
+
+
+def _use_token(*, private: bool) -> None:
+    """Authenticate where a token exists; a private cluster gets one that only its children see.
+
+    Ray reads these variables when it is first imported.
+    """
+    known = (
+        os.environ.get("RAY_AUTH_TOKEN")
+        or os.environ.get("RAY_AUTH_TOKEN_PATH")
+        or (Path.home() / ".ray" / "auth_token").exists()
+    )
+    if private and not known:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if private or known:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _shortage(needed: int, waited_s: float) -> str:
+    import ray
+
+    total, free = (
+        int(resources().get("CPU", 0))  # type: ignore[no-untyped-call]
+        for resources in (ray.cluster_resources, ray.available_resources)
+    )
+    return f"need {needed} CPU, cluster has {total} ({free} free) after {waited_s:.0f} s"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,199 @@
+"""The `esper-ray` command: words in, words and exit codes out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from esper_ray.errors import EsperError
+
+if TYPE_CHECKING:
+    from esper_ray.config import RunConfig
+
+R = TypeVar("R")
+
+INTERRUPTED = 130
+
+
+def _guarded(command: Callable[..., R]) -> Callable[..., R]:
+    """Turn expected failures into two lines and an exit code; --debug shows the traceback."""
+
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @functools.wraps(command)
+    def wrapper(*args: object, debug: bool = False, **kwargs: object) -> R:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            click.echo("error: interrupted", err=True)
+            sys.exit(INTERRUPTED)
+        except EsperError as error:
+            if debug:
+                raise
+            click.echo(f"error: {error.message}", err=True)
+            if error.hint:
+                click.echo(f"hint: {error.hint}", err=True)
+            sys.exit(error.exit_code)
+
+    return wrapper
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key."
+)
+config_argument = click.argument("config_path", metavar="CONFIG", type=click.Path())
+
+
+def _load(config_path: str, overrides: tuple[str, ...]) -> RunConfig:
+    from esper_ray.config import load_config
+
+    sys.path.insert(0, os.getcwd())  # model.factory may name a module beside the user
+    return load_config(config_path, overrides)
+
+
+def _note(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="esper-ray", prog_name="esper-ray")
+def main() -> None:
+    """Grow a PyTorch model while it trains, on Ray actors."""
+
+
+@main.command()
+@config_argument
+@click.option("--local", is_flag=True, help="Run in this process, without Ray.")
+@click.option("--resume", default="auto", show_default=True, metavar="auto|never|URL")
+@set_option
+@json_option
+@_guarded
+def train(
+    config_path: str, local: bool, resume: str, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Train and grow the model that CONFIG describes."""
+    config = _load(config_path, overrides)
+    from esper_ray.console import Progress, summary
+    from esper_ray.runtime import Runtime
+
+    with (
+        Runtime(config, local=local, warn=_note) as runtime,
+        Progress(config.train.epochs, runtime.plan.card) as progress,
+    ):
+        result = runtime.fit(resume, on_epoch=progress.show)
+    if as_json:
+        _print_json(dataclasses.asdict(result))
+    else:
+        click.echo(summary(config, config_path, result))
+
+
+@main.command()
+@config_argument
+@set_option
+@json_option
+@_guarded
+def plan(config_path: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show which layers CONFIG matches and where they would run; start nothing."""
+    config = _load(config_path, overrides)
+    from esper_ray.console import plan_document, plan_table
+    from esper_ray.planning import plan_run
+
+    document = plan_document(config, plan_run(config))
+    if as_json:
+        _print_json(document)
+    else:
+        click.echo(plan_table(document))
+
+
+@main.group()
+def checkpoints() -> None:
+    """Look at what a run has stored."""
+
+
+def _manager(url: str) -> tuple[Any, str]:
+    from esper_ray.storage import CheckpointManager, Root, RunLog, split_url
+
+    prefix, selector = split_url(url)
+    return CheckpointManager(RunLog(Root.open(prefix))), selector
+
+
+@checkpoints.command("list")
+@click.argument("url")
+@json_option
+@_guarded
+def list_(url: str, as_json: bool) -> None:
+    """List the checkpoints of the run at URL, newest first."""
+    from esper_ray.console import checkpoint_table
+
+    rows = _manager(url)[0].rows()
+    if as_json:
+        _print_json({"url": url, "checkpoints": rows})
+    else:
+        click.echo(checkpoint_table(rows))
+
+
+@checkpoints.command()
+@click.argument("url")
+@json_option
+@_guarded
+def show(url: str, as_json: bool) -> None:
+    """Show one checkpoint: URL@latest, URL@step=N."""
+    from esper_ray.console import checkpoint_text
+
+    manager, selector = _manager(url)
+    body = manager.load(manager.resolve(selector))
+    if as_json:
+        _print_json(body)
+    else:
+        click.echo(checkpoint_text(body))
+
+
+@checkpoints.command()
+@click.argument("url")
+@json_option
+@_guarded
+def verify(url: str, as_json: bool) -> None:
+    """Hash everything that is stored at URL; exit 4 on any damage."""
+    from esper_ray.errors import CorruptError
+
+    problems = _manager(url)[0].verify()
+    if as_json:
+        _print_json({"url": url, "problems": problems})
+    for problem in problems if not as_json else []:
+        click.echo(f"{problem['severity']}: {problem['object']}: {problem['problem']}")
+    damaged = [p for p in problems if p["severity"] == "damage"]
+    if damaged:
+        raise CorruptError(
+            f"{len(damaged)} damaged objects at {url}", "restore an undamaged one by URL@step=N"
+        )
+    if not as_json:
+        click.echo(f"ok: every object at {url} is what was committed")
+
+
+@main.command()
+@click.argument("name")
+@click.option("--strict", is_flag=True, help="Exit 1 where a row misses its target.")
+@json_option
+@_guarded
+def bench(name: str, strict: bool, as_json: bool) -> None:
+    """Measure a speed claim: NAME is `step`."""
+    from esper_ray.bench import run_bench, table
+
+    document = run_bench(name)
+    if as_json:
+        _print_json(document)
+    else:
+        click.echo(table(document))
+    if strict and not all(row["met"] for row in document["rows"]):
+        sys.exit(1)

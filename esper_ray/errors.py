@@ -1,0 +1,65 @@
+"""Every error that a user may meet: one sentence, one way out, one exit code."""
+
+from __future__ import annotations
+
+
+class EsperError(Exception):
+    """An expected failure; `hint` names the remedy, `exit_code` is the command line's."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[type[EsperError], tuple[str, str]]:
+        return type(self), (self.message, self.hint)
+
+
+class RunFailed(EsperError):
+    """Training stopped before its last step."""
+
+
+class ConfigError(EsperError, ValueError):
+    """A value in the configuration or on the command line cannot be used."""
+
+    exit_code = 2
+
+
+class NoMatch(ConfigError):
+    """A selector entry matches no module of the model."""
+
+
+class StorageUnavailable(EsperError):
+    """The storage URL names an unknown scheme, or cannot be read or written."""
+
+    exit_code = 2
+
+
+class CheckpointNotFound(EsperError, ValueError):
+    """Nothing is stored where a checkpoint was asked for."""
+
+    exit_code = 3
+
+
+class CorruptError(EsperError):
+    """Stored bytes are missing or are not those that were committed."""
+
+    exit_code = 4
+
+
+class FencedError(EsperError):
+    """Another writer owns this run's prefix now; this one must stop."""
+
+
+class ClusterUnavailable(EsperError):
+    """The Ray cluster does not answer, or refuses this client."""
+
+    exit_code = 5
+
+
+class ResourcesTimeout(EsperError):
+    """The cluster did not have the needed resources in time."""
+
+    exit_code = 6

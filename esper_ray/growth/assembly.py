@@ -1,0 +1,145 @@
+"""From import strings and patterns to stages whose modules carry seeds."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from esper_ray.errors import ConfigError, NoMatch
+from esper_ray.growth.spec import LayerSpec, StageSpec
+from esper_ray.keyed_random import stream_key
+from esper_ray.layers import ChunkedKasminaLayer
+from esper_ray.models import StageFactory
+
+
+def load_factories(factory: str, args: Mapping[str, object]) -> list[StageFactory]:
+    """Call `package.module:function` with `args`; ConfigError where it yields no stages."""
+    module_name, _, function_name = factory.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+        stages = list(function(**args))
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"model.factory {factory!r} cannot be used: {error}",
+            "give package.module:function and its arguments in model.args",
+        ) from error
+    if not stages or not all(isinstance(stage, StageFactory) for stage in stages):
+        raise ConfigError(
+            f"model.factory {factory!r} must return a list of StageFactory", "see esper_ray.models"
+        )
+    return stages
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleInfo:
+    """A module found in a stage: full name, kind, output shape after the samples, weights."""
+
+    stage: int
+    layer_id: str
+    path: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+
+
+def inspect_stages(stages: Sequence[StageFactory], sample: Tensor) -> list[list[ModuleInfo]]:
+    """Every module of every stage, by running `sample` through them on the meta device."""
+    found: list[list[ModuleInfo]] = []
+    x = sample.to("meta")
+    for index, stage in enumerate(stages):
+        modules: list[ModuleInfo] = []
+        module = _build_meta(stage)
+        hooks = [
+            child.register_forward_hook(_Recorder(modules, index, stage.name, path))
+            for path, child in module.named_modules()
+            if path
+        ]
+        try:
+            x = module(x)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            raise ConfigError(
+                f"stage {stage.name!r} cannot take the data set's samples: {error}",
+                "make model.args fit data.args",
+            ) from error
+        for hook in hooks:
+            hook.remove()
+        found.append(modules)
+    return found
+
+
+def _build_meta(stage: StageFactory) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return stage.build()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"stage {stage.name!r} cannot be built: {error}", "check model.args"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorder:
+    into: list[ModuleInfo]
+    stage: int
+    stage_name: str
+    path: str
+
+    def __call__(self, module: nn.Module, inputs: object, output: object) -> None:
+        del inputs
+        if not isinstance(output, Tensor) or output.ndim < 2:
+            return
+        weights = sum(p.numel() for p in module.parameters())
+        name, kind = f"{self.stage_name}.{self.path}", type(module).__name__
+        shape = tuple(output.shape[1:])
+        self.into.append(ModuleInfo(self.stage, name, self.path, kind, shape, weights))
+
+
+def match_targets(modules: Sequence[ModuleInfo], targets: Sequence[str]) -> list[ModuleInfo]:
+    """Modules whose full name matches a pattern; NoMatch where a pattern matches none."""
+    names = [module.layer_id for module in modules]
+    chosen: dict[str, ModuleInfo] = {}
+    for pattern in targets:
+        hits = [m for m in modules if fnmatchcase(m.layer_id, pattern)]
+        if not hits:
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+            raise NoMatch(
+                f"seeds.targets entry {pattern!r} matches no module", f"nearest: {', '.join(near)}"
+            )
+        chosen.update((m.layer_id, m) for m in hits)
+    for name in chosen:
+        parent = next((other for other in chosen if name.startswith(f"{other}.")), None)
+        if parent:
+            raise ConfigError(
+                f"seeds.targets match {parent!r} and {name!r} inside it", "target one of the two"
+            )
+    return [m for m in modules if m.layer_id in chosen]
+
+
+def build_stage(spec: StageSpec) -> tuple[nn.Module, list[ChunkedKasminaLayer]]:
+    """The stage's module with its target modules wrapped, and the wrapped layers."""
+    stage = load_factories(spec.factory, spec.factory_args)[spec.index]
+    torch.manual_seed(stream_key(spec.run_seed, "host", spec.index))
+    module = stage.build()
+    layers = [_wrap(module, layer, spec) for layer in spec.layers]
+    return module, layers
+
+
+def _wrap(module: nn.Module, layer: LayerSpec, spec: StageSpec) -> ChunkedKasminaLayer:
+    wrapped = ChunkedKasminaLayer(
+        module.get_submodule(layer.path),
+        layer.num_seeds,
+        layer.layer_id,
+        width=layer.width,
+        blueprint_name=spec.seeds.blueprint,
+        hidden=spec.seeds.hidden,
+        stream=str(spec.run_seed),
+    )
+    parent, _, name = layer.path.rpartition(".")
+    setattr(module.get_submodule(parent), name, wrapped)
+    return wrapped

@@ -1,0 +1,65 @@
+"""Adam over a bank of seeds: each row has its own step count, warm-up and clipping.
+
+Adam: Kingma and Ba, ICLR 2015, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from esper_ray.seeds import SeedBank
+
+
+@dataclass(frozen=True, slots=True)
+class SlotAdamSettings:
+    """Learning rate, steps of linear warm-up after birth, largest gradient norm of one seed."""
+
+    lr: float = 2e-3
+    warmup_steps: int = 10
+    clip_norm: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+
+def _per_row(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *(1,) * (like.ndim - 1))
+
+
+@torch.no_grad()
+def gradient_norms(bank: SeedBank) -> Tensor:
+    """(seeds,) Euclidean norm of each seed's gradient over all of its weights."""
+    squares = [w.grad.flatten(1).pow(2).sum(1) for w in bank.weights.values() if w.grad is not None]
+    if not squares:
+        return torch.zeros(bank.num_seeds, device=bank.step_count.device)
+    return torch.stack(squares).sum(0).sqrt()
+
+
+@torch.no_grad()
+def step_rows(bank: SeedBank, mask: Tensor, norms: Tensor, settings: SlotAdamSettings) -> None:
+    """One Adam step of the rows where `mask` (seeds,) is True; other rows keep every bit.
+
+    `norms` (seeds,) are the gradient norms. A row whose norm is not finite is left out, and so is
+    one without a gradient: stale momentum must not move it.
+    """
+    moved = mask & norms.isfinite() & (norms > 0)
+    bank.step_count += moved.to(bank.step_count.dtype)
+    count = bank.step_count.clamp(min=1).to(torch.float32)
+    rate = settings.lr * (count / max(settings.warmup_steps, 1)).clamp(max=1.0)
+    scale = (settings.clip_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
+    first, second = 1 - settings.beta1**count, 1 - settings.beta2**count
+    for name, weight in bank.weights.items():
+        if weight.grad is None:
+            continue
+        here = _per_row(moved, weight)
+        gradient = weight.grad.nan_to_num() * _per_row(scale.nan_to_num(), weight)
+        mean, square = bank.moments(name)
+        mean.copy_(torch.where(here, torch.lerp(gradient, mean, settings.beta1), mean))
+        fresh = settings.beta2 * square + (1 - settings.beta2) * gradient * gradient
+        square.copy_(torch.where(here, fresh, square))
+        denominator = (square / _per_row(second, weight)).sqrt() + settings.eps
+        change = _per_row(rate / first, weight) * mean / denominator
+        weight.copy_(torch.where(here, weight - change, weight))

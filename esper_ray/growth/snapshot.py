@@ -1,0 +1,173 @@
+"""A stage as columns and tensors, and back: everything that a resumed run needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from esper_ray.errors import CorruptError
+from esper_ray.growth.seed_trainer import SeedTrainer
+from esper_ray.growth.stage import Stage
+from esper_ray.layers import ChunkedKasminaLayer
+from esper_ray.lifecycle import ExtendedLifecycle
+from esper_ray.seeds import ExtendedStateTensor, SeedBank
+
+Columns = dict[str, NDArray[Any]]
+Tensors = dict[str, Tensor]
+Schema = Mapping[str, tuple[np.dtype, int]]
+
+COLUMN_NAMES: Final = (
+    "lifecycle_state",
+    "blueprint_id",
+    "epochs_in_state",
+    "grafting_strategy",
+    "parent_state",
+    "checkpoint_id",
+    "evaluation_score",
+    "error_count",
+)
+
+_EXTRA: Final[Mapping[str, tuple[str, int]]] = {
+    "transition_history": ("int32", 20),
+    "transition_count": ("int16", 0),
+    "performance_metrics": ("float32", 4),
+    "metrics_valid": ("uint8", 0),
+    "alpha": ("float32", 0),
+    "generation": ("int16", 0),
+    "pause": ("int16", 0),
+    "pauses": ("int16", 0),
+}
+
+STATE_SCHEMA: Final[Schema] = {
+    "seed_id": (np.dtype(np.int32), 0),
+    **{name: (np.dtype(np.int32), 0) for name in COLUMN_NAMES},
+    **{name: (np.dtype(kind), width) for name, (kind, width) in _EXTRA.items()},
+}
+"""Columns of a layer's state table: name -> (dtype, width), width 0 for a plain column."""
+
+
+def state_columns(state: ExtendedStateTensor) -> Columns:
+    """The state of every seed, in the order of STATE_SCHEMA."""
+    numbers = state.columns.cpu().numpy()
+    columns: Columns = {"seed_id": np.arange(state.num_seeds, dtype=np.int32)}
+    columns.update((name, numbers[i].copy()) for i, name in enumerate(COLUMN_NAMES))
+    for name, (_, width) in _EXTRA.items():
+        value = state.get_buffer(name).cpu().numpy().copy()
+        columns[name] = value.reshape(len(value), width) if width else value
+    return columns
+
+
+def load_state_columns(state: ExtendedStateTensor, columns: Columns) -> None:
+    """Take over columns read from storage, after checking that they are possible."""
+    problem = _impossible(columns, state.num_seeds)
+    if problem:
+        raise CorruptError(f"stored seed state is impossible: {problem}")
+    state.columns.copy_(torch.from_numpy(np.stack([columns[n] for n in COLUMN_NAMES])))
+    for name in _EXTRA:
+        buffer = state.get_buffer(name)
+        buffer.copy_(torch.from_numpy(columns[name]).view(buffer.shape))
+    state.changed()
+
+
+def _impossible(columns: Columns, num_seeds: int) -> str | None:
+    codes, alpha = columns["lifecycle_state"], columns["alpha"]
+    if not np.array_equal(columns["seed_id"], np.arange(num_seeds)):
+        return f"seed ids are not 0..{num_seeds - 1}"
+    if not np.isin(codes, list(ExtendedLifecycle)).all():
+        return "a lifecycle state is not in 0..10"
+    if not ((alpha >= 0) & (alpha <= 1)).all():  # NaN fails too
+        return "an alpha is not in [0, 1]"
+    if (columns["epochs_in_state"] < 0).any() or (columns["generation"] < 0).any():
+        return "a count is negative"
+    return None
+
+
+def _row_tensors(rows: Tensor, tensors: Mapping[str, Tensor]) -> Tensors:
+    picked = {name: value.index_select(0, rows).cpu() for name, value in tensors.items()}
+    return {"seed_id": rows.cpu().to(torch.int32), **picked}
+
+
+def grown_tensors(layer: ChunkedKasminaLayer) -> Tensors:
+    """Weights and moments of the seeds that hold a blueprint, one row each."""
+    rows = (layer.state.columns[layer.state.BLUEPRINT_ID] >= 0).nonzero().flatten()
+    return _row_tensors(rows, layer.bank.tensors())
+
+
+def rollback_tensors(layer: ChunkedKasminaLayer) -> Tensors:
+    """Copies that seeds left when they entered GRAFTING, one row each."""
+    return _row_tensors(layer.bank.parked.nonzero().flatten(), layer.bank.copies())
+
+
+def row_shapes(bank: SeedBank, rows: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Names, dtypes and shapes of `grown_tensors` and `rollback_tensors` with `rows` rows."""
+    shapes = {n: (v.dtype, (rows, *v.shape[1:])) for n, v in bank.tensors().items()}
+    return {"seed_id": (torch.int32, (rows,)), **shapes}
+
+
+def load_rows(layer: ChunkedKasminaLayer, grown: Tensors, copies: Tensors) -> None:
+    """Take over stored rows; rows that are not stored are as at birth."""
+    bank = layer.bank
+    bank.parked.zero_()
+    for stored, into in ((grown, bank.tensors()), (copies, bank.copies())):
+        ids = stored["seed_id"].long()
+        if len(torch.unique(ids)) != len(ids) or not ((ids >= 0) & (ids < bank.num_seeds)).all():
+            raise CorruptError("stored seed ids repeat or are out of range")
+        for name, value in into.items():
+            value.zero_()
+            value[ids] = stored[name].to(value.device)
+    bank.parked[copies["seed_id"].long()] = True
+    layer.refresh()
+
+
+def host_tensors(stage: Stage) -> Tensors:
+    """Host parameters, host buffers and Adam's state, by name."""
+    tensors = {f"parameter/{n}": p.detach() for n, p in stage.host_parameters.items()}
+    tensors.update((f"buffer/{n}", b) for n, b in host_buffers(stage).items())
+    for name, parameter in stage.host_parameters.items():
+        for key, value in stage.optimizer.state.get(parameter, {}).items():
+            tensors[f"adam/{name}/{key}"] = value
+    return {name: value.detach().cpu() for name, value in tensors.items()}
+
+
+def host_buffers(stage: Stage) -> Tensors:
+    """Buffers of the host, without those of seeds."""
+    own = {id(b) for t in stage.trainers.values() for b in t.layer.seed_buffers()}
+    return {n: b for n, b in stage.module.named_buffers() if id(b) not in own}
+
+
+def load_host(stage: Stage, tensors: Tensors) -> None:
+    """Take over host tensors; CorruptError where a name, dtype or shape differs."""
+    present: Tensors = {f"parameter/{n}": p.data for n, p in stage.host_parameters.items()}
+    present.update((f"buffer/{n}", b) for n, b in host_buffers(stage).items())
+    moments = {name for name in tensors if name.startswith("adam/")}
+    if set(tensors) - moments != set(present):
+        raise CorruptError(f"host tensors differ: {sorted(set(tensors) ^ set(present))[:3]}")
+    for name, value in present.items():
+        if tensors[name].shape != value.shape or tensors[name].dtype != value.dtype:
+            raise CorruptError(f"host tensor {name} is {tuple(tensors[name].shape)} in storage")
+        value.copy_(tensors[name])
+    stage.optimizer.state.clear()
+    for name in sorted(moments):
+        _, _, rest = name.partition("/")
+        parameter_name, _, key = rest.rpartition("/")
+        if parameter_name not in stage.host_parameters:
+            raise CorruptError(f"optimiser state {name} belongs to no parameter")
+        parameter = stage.host_parameters[parameter_name]
+        stage.optimizer.state[parameter][key] = tensors[name].clone()
+
+
+def resume_trainers(stage: Stage, step: int) -> None:
+    """Continue at optimiser step `step`, an epoch boundary."""
+    stage.step = step
+    for trainer in stage.trainers.values():
+        _resume(trainer)
+
+
+def _resume(trainer: SeedTrainer) -> None:
+    trainer.refresh()
+    trainer.reset_epoch()

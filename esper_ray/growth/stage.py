@@ -1,0 +1,153 @@
+"""One stage of a model with its seeds and optimisers: everything but where it runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from esper_ray import data
+from esper_ray.errors import ConfigError
+from esper_ray.events.messages import (
+    Evaluation,
+    EvaluationRequest,
+    MetricsBatch,
+    StageReport,
+    TransitionBatch,
+    TransitionReceipt,
+)
+from esper_ray.growth.assembly import build_stage
+from esper_ray.growth.evaluation import StageEvaluator
+from esper_ray.growth.seed_trainer import SeedTrainer
+from esper_ray.growth.spec import StageSpec
+from esper_ray.keyed_random import stream_key
+
+
+class Stage:
+    """Forward, backward and optimiser step of one stage, one micro-batch at a time.
+
+    A step is `begin_step`, then forward and backward of every micro-batch, each in ascending
+    order, then `finish_step`. Nothing in a step waits for the device.
+    """
+
+    def __init__(self, spec: StageSpec) -> None:
+        torch.set_num_threads(spec.threads)
+        self.spec = spec
+        self._data = data.load(spec.data.name, **spec.data.args)
+        if self._data.card.sha256 != spec.data.sha256:
+            raise ConfigError(
+                f"stage {spec.name!r} reads other {spec.data.name} bytes than the driver",
+                "run the same Python and packages on every node",
+            )
+        self.module, layers = build_stage(spec)
+        self.trainers = {
+            layer.layer_id: SeedTrainer(layer, spec.seeds, spec.epoch_steps) for layer in layers
+        }
+        grown = {id(weight) for layer in layers for weight in layer.bank.parameters()}
+        self.host_parameters = {
+            name: p for name, p in self.module.named_parameters() if id(p) not in grown
+        }
+        self.optimizer = torch.optim.Adam(self.host_parameters.values(), lr=spec.host_lr)
+        self._evaluator = StageEvaluator(spec, self.module, layers)
+        self.step = 0
+        self._stash: dict[int, tuple[Tensor, Tensor]] = {}
+        self._batch: list[data.Batch] = []
+        self._losses: list[Tensor] = []
+
+    # ---- training ----------------------------------------------------------------------------
+
+    def begin_step(self, step: int) -> None:
+        """Start optimiser step `step`, counted from 0 over the whole run."""
+        if step != self.step:
+            raise RuntimeError(f"stage {self.spec.name!r} is at step {self.step}, not {step}")
+        self.module.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        closes_epoch = (step + 1) % self.spec.epoch_steps == 0
+        for trainer in self.trainers.values():
+            trainer.begin_step(sample=closes_epoch)
+        if self.spec.first or self.spec.last:
+            self._draw(step)
+
+    def _draw(self, step: int) -> None:
+        source = self.spec.data
+        x, y = self._data.train.draw(source.batch_size, self.spec.run_seed, "batch", step)
+        pieces = source.micro_batches
+        self._batch = list(zip(x.chunk(pieces), y.chunk(pieces), strict=True))
+        if self.spec.last:
+            self._losses.append(torch.zeros(()))
+
+    def forward(self, micro_batch: int, received: Tensor | None) -> Tensor:
+        """Output of this stage; on the last stage the micro-batch's share of the mean loss."""
+        x = self._batch[micro_batch][0] if received is None else _leaf(received)
+        stream = (self.spec.run_seed, "stage", self.spec.index, self.step, micro_batch)
+        torch.manual_seed(stream_key(*stream))
+        y: Tensor = self.module(x)
+        if self.spec.last:
+            targets = self._batch[micro_batch][1]
+            y = cross_entropy(y, targets, reduction="sum") / self.spec.data.batch_size
+            self._losses[-1] = self._losses[-1] + y.detach()
+        self._stash[micro_batch] = (x, y)
+        return y.detach()
+
+    def backward(self, micro_batch: int, gradient: Tensor | None) -> Tensor | None:
+        """Gradient of the inputs; `gradient` is that of the outputs, None on the last stage."""
+        x, y = self._stash.pop(micro_batch)
+        y.backward(gradient)  # type: ignore[no-untyped-call]
+        return x.grad
+
+    def finish_step(self) -> None:
+        """Train the seeds in TRAINING, then move host and seeds by one optimiser step."""
+        for trainer in self.trainers.values():
+            trainer.train_seeds()
+        self.optimizer.step()
+        for trainer in self.trainers.values():
+            trainer.step()
+        self.step += 1
+
+    @property
+    def in_flight(self) -> int:
+        """Micro-batches whose backward is still to come."""
+        return len(self._stash)
+
+    # ---- epoch boundary ----------------------------------------------------------------------
+
+    def end_epoch(self, epoch: int) -> StageReport:
+        """One lifecycle epoch for every layer; the only place that reads losses to the host."""
+        losses, self._losses = self._losses, []
+        values = torch.stack(losses).tolist() if losses else []
+        telemetry = tuple(trainer.end_epoch(epoch) for trainer in self.trainers.values())
+        return StageReport(self.spec.index, epoch, self.step, telemetry, tuple(values))
+
+    def apply(self, batch: TransitionBatch) -> TransitionReceipt:
+        """Apply what is still current of one layer's transitions."""
+        trainer = self.trainers[batch.layer_id]
+        applied, reason = trainer.layer.apply_transitions(batch)
+        trainer.refresh()
+        return TransitionReceipt(batch.layer_id, batch.number, self.step, applied, reason)
+
+    def record(self, batch: MetricsBatch) -> None:
+        """Store measured metrics of one layer's seeds."""
+        self.trainers[batch.layer_id].layer.state.record(batch)
+
+    # ---- evaluation --------------------------------------------------------------------------
+
+    @property
+    def evaluation_batches(self) -> int:
+        """Number of `evaluate` calls that one evaluation needs."""
+        return self._evaluator.batches
+
+    def evaluate(
+        self, request: EvaluationRequest, number: int, received: Tensor | None
+    ) -> Tensor | None:
+        """Forward batch `number` under every alpha setting of the request; changes nothing."""
+        split = self._data.split(request.split)
+        return self._evaluator.forward(request, split, number, received)
+
+    def evaluation(self) -> Evaluation | None:
+        """The result after the last batch; None but on the last stage."""
+        return self._evaluator.result()
+
+
+def _leaf(received: Tensor) -> Tensor:
+    """A tensor that ends this stage's graph: autograd does not cross actors."""
+    return received.detach().requires_grad_()

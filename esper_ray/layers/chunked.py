@@ -1,0 +1,164 @@
+"""A host layer whose output is divided among seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from esper_ray.blueprints import BlueprintShape, blueprint
+from esper_ray.errors import ConfigError
+from esper_ray.events.messages import TransitionBatch
+from esper_ray.grafting import GraftingColumns, GraftingSettings, advance_alpha
+from esper_ray.lifecycle import STEPPED_STATES, ExtendedLifecycle
+from esper_ray.seeds import ChunkManager, ExtendedStateTensor, SeedBank
+
+_S = ExtendedLifecycle
+
+
+class ChunkedKasminaLayer(nn.Module):
+    """Runs `base_layer` and adds alpha times what each seed has grown to its chunk.
+
+    While every alpha is 0 the output and the gradients are the base layer's own, bit for bit.
+    """
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        num_seeds: int = 1000,
+        layer_id: str = "layer",
+        device: torch.device | str | None = None,
+        *,
+        width: int | None = None,
+        blueprint_name: str = "bottleneck",
+        hidden: int = 32,
+        stream: str = "0",
+    ) -> None:
+        super().__init__()
+        width = width if width is not None else getattr(base_layer, "out_features", None)
+        if not isinstance(width, int):
+            raise ConfigError(
+                f"the output width of layer {layer_id!r} is unknown",
+                "pass width, the size of the last dimension of its output",
+            )
+        self.base_layer = base_layer
+        self.layer_id = layer_id
+        self.stream = f"{stream}/seed/{layer_id}"
+        self.chunks = ChunkManager(width, num_seeds)
+        self.state = ExtendedStateTensor(num_seeds)
+        kind, shape = blueprint(blueprint_name), BlueprintShape(self.chunks.chunk_width, hidden)
+        self.bank = SeedBank(kind, shape, num_seeds)
+        self.listening = False
+        self._heard: list[Tensor] = []
+        self._active: Tensor | None = None
+        self.to(device)
+
+    def host_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the base layer alone."""
+        return list(self.base_layer.parameters())
+
+    def seed_buffers(self) -> list[Tensor]:
+        """Buffers that belong to seeds, not to the base layer."""
+        return [b for part in (self.chunks, self.state, self.bank) for b in part.buffers()]
+
+    # ---- forward -----------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, alpha: Tensor | None = None) -> Tensor:
+        """Base output (..., width) with the seeds blended in.
+
+        `alpha` (samples, seeds), or (1, seeds), replaces the seeds' own alphas for this call only;
+        samples is the first dimension of the output.
+        """
+        h: Tensor = self.base_layer(x)
+        if self.listening and torch.is_grad_enabled():
+            h = self._listen(h)
+        rows = self.active() if alpha is None else _used(alpha)
+        if len(rows) == 0:
+            return h
+        packed = self.chunks.pack(h)  # (..., seeds, chunk)
+        delta = self.bank.delta(packed.index_select(-2, rows), rows)
+        if alpha is None:
+            blended = self.state.alpha.index_select(0, rows)[:, None] * delta
+        else:
+            blended = _mix(alpha.index_select(-1, rows), delta)
+        return self.chunks.unpack(packed.index_add(-2, rows, blended.to(packed.dtype)))
+
+    def active(self) -> Tensor:
+        """Ids of the seeds whose alpha is above 0; made anew only after a change."""
+        if self._active is None:
+            ids = np.flatnonzero(self.state.view().alpha > 0)
+            self._active = torch.from_numpy(ids).to(self.state.alpha.device)
+        return self._active
+
+    def _listen(self, h: Tensor) -> Tensor:
+        if h.requires_grad:
+            h.retain_grad()
+        else:
+            h = h.detach().requires_grad_()
+        self._heard.append(h)
+        return h
+
+    def take_heard(self) -> tuple[Tensor, Tensor] | None:
+        """Base output and its gradient since the last call, (samples, ..., width) both."""
+        heard = [h for h in self._heard if h.grad is not None]
+        self._heard = []
+        if not heard:
+            return None
+        gradients = [h.grad for h in heard if h.grad is not None]
+        return torch.cat([h.detach() for h in heard]), torch.cat(gradients)
+
+    # ---- lifecycle ---------------------------------------------------------------------------
+
+    def rows_in(self, *states: ExtendedLifecycle) -> Tensor:
+        """Ids of the seeds in one of `states`."""
+        return torch.from_numpy(self.state.view().rows(*states)).to(self.state.alpha.device)
+
+    def stepped(self) -> Tensor:
+        """(seeds,) bool: rows whose weights the optimiser moves."""
+        mask = torch.zeros(self.state.num_seeds, dtype=torch.bool, device=self.state.alpha.device)
+        mask[self.rows_in(*STEPPED_STATES)] = True
+        return mask
+
+    def apply_transitions(
+        self, batch: TransitionBatch
+    ) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+        """Apply what is still current, with what each transition does to the weights."""
+        applied, reason = self.state.compare_and_set(batch)
+        ids, target = batch.seed_ids[applied], batch.target[applied]
+        device = self.state.alpha.device
+        born = torch.from_numpy(ids[target == _S.GERMINATED]).to(device)
+        grafted = torch.from_numpy(ids[target == _S.GRAFTING]).to(device)
+        failed = torch.from_numpy(ids[target == _S.ROLLED_BACK]).to(device)
+        self.bank.reset(born, self.state.generation[born], self.stream)
+        self.bank.park(grafted)
+        self.bank.bring_back(failed)
+        self.refresh()
+        return applied, reason
+
+    def advance_epoch(self, drift: Tensor, settings: GraftingSettings) -> None:
+        """One lifecycle epoch; `drift` (seeds,) is the relative weight change per step."""
+        if not self.training:
+            raise RuntimeError(f"layer {self.layer_id!r} is in eval mode, epochs do not advance")
+        state = self.state
+        held = GraftingColumns(state.alpha, state.pause, state.pauses)
+        strategy = state.columns[state.GRAFTING_STRATEGY]
+        epochs = state.columns[state.EPOCHS_IN_STATE] + 1
+        state.advance(*advance_alpha(strategy, epochs, drift, held, settings))
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Forget what was derived from the state columns."""
+        self.state.changed()
+        self._active = None
+
+
+def _used(alpha: Tensor) -> Tensor:
+    return (alpha > 0).any(0).nonzero().flatten()
+
+
+def _mix(alpha: Tensor, delta: Tensor) -> Tensor:
+    """alpha (samples, rows) times delta (samples, ..., rows, chunk); 0 where alpha is 0."""
+    middle = (1,) * (delta.ndim - 3)
+    weight = alpha.reshape(alpha.shape[0], *middle, alpha.shape[-1], 1)
+    return torch.where(weight > 0, weight * delta, torch.zeros((), device=delta.device))

@@ -1,0 +1,173 @@
+"""From a run file to what each stage and the coordinator are built from; starts nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import torch
+
+from esper_ray import data
+from esper_ray.actors.lifecycle_coordinator import CoordinatorSpec
+from esper_ray.blueprints import BlueprintShape, blueprint
+from esper_ray.config import RunConfig
+from esper_ray.data import DatasetCard
+from esper_ray.errors import ConfigError
+from esper_ray.grafting import GraftingSettings, strategy_id
+from esper_ray.growth.assembly import (
+    ModuleInfo,
+    inspect_stages,
+    load_factories,
+    match_targets,
+)
+from esper_ray.growth.objectives import objective
+from esper_ray.growth.slot_adam import SlotAdamSettings
+from esper_ray.growth.spec import DataSpec, LayerSpec, SeedSpec, StageSpec
+from esper_ray.lifecycle import GateSettings, LifecycleManager
+from esper_ray.models import StageFactory
+from esper_ray.policy import PolicySettings
+from esper_ray.seeds import ChunkManager, SeedBank
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """One matched layer: where it lives and what its seeds may add."""
+
+    layer_id: str
+    stage: str
+    kind: str
+    width: int
+    seeds: int
+    chunk: int
+    host_parameters: int
+    seed_parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """Everything a run starts from."""
+
+    stages: tuple[StageSpec, ...]
+    layers: tuple[LayerPlan, ...]
+    coordinator: CoordinatorSpec
+    card: DatasetCard
+
+    @property
+    def stage_of(self) -> dict[str, int]:
+        """Index of the stage that owns each layer."""
+        return {layer.layer_id: stage.index for stage in self.stages for layer in stage.layers}
+
+
+def plan_run(config: RunConfig) -> RunPlan:
+    """Match targets and check every size; ConfigError where something does not fit."""
+    dataset = data.load(config.data.name, **config.data.args)
+    factories = load_factories(config.model.factory, config.model.args)
+    sample, _ = dataset.train.take(torch.arange(2))
+    found = [module for stage in inspect_stages(factories, sample) for module in stage]
+    matched = match_targets(found, config.seeds.targets)
+    seeds = _seed_spec(config)
+    layers = tuple(_layer_plan(config, seeds, factories, module) for module in matched)
+    source = DataSpec(
+        name=config.data.name,
+        args=config.data.args,
+        batch_size=config.data.batch_size,
+        micro_batches=config.train.micro_batches,
+        evaluation_samples=config.data.evaluation_samples,
+        sha256=dataset.card.sha256,
+    )
+    stages = tuple(
+        StageSpec(
+            index=index,
+            count=len(factories),
+            name=factory.name,
+            factory=config.model.factory,
+            factory_args=config.model.args,
+            run_seed=config.seed,
+            host_lr=config.train.lr,
+            epoch_steps=config.seeds.epoch_steps,
+            threads=config.cluster.threads,
+            layers=tuple(_layer_spec(config, m) for m in matched if m.stage == index),
+            seeds=seeds,
+            data=source,
+        )
+        for index, factory in enumerate(factories)
+    )
+    return RunPlan(stages, layers, _coordinator_spec(config, len(stages)), dataset.card)
+
+
+def _seed_spec(config: RunConfig) -> SeedSpec:
+    seeds, grafting = config.seeds, config.seeds.grafting
+    objective(seeds.objective, blueprint(seeds.blueprint))
+    return SeedSpec(
+        blueprint=seeds.blueprint,
+        hidden=seeds.hidden,
+        objective=seeds.objective,
+        k=seeds.gradient_step,
+        optimizer=SlotAdamSettings(lr=seeds.lr, warmup_steps=seeds.warmup_steps),
+        grafting=GraftingSettings(
+            ramp_epochs=grafting.ramp_epochs,
+            drift_threshold=grafting.drift_threshold,
+            pause_epochs=grafting.pause_epochs,
+        ),
+    )
+
+
+def _layer_spec(config: RunConfig, module: ModuleInfo) -> LayerSpec:
+    return LayerSpec(module.layer_id, module.path, module.shape[-1], config.seeds.seeds_per_layer)
+
+
+def _layer_plan(
+    config: RunConfig, seeds: SeedSpec, factories: list[StageFactory], module: ModuleInfo
+) -> LayerPlan:
+    count, width = config.seeds.seeds_per_layer, module.shape[-1]
+    if count > width:
+        raise ConfigError(
+            f"layer {module.layer_id!r} has {width} features, too few for {count} seeds",
+            f"set seeds.seeds_per_layer to at most {width}",
+        )
+    chunk = ChunkManager(width, count).chunk_width
+    with torch.device("meta"):
+        bank = SeedBank(blueprint(seeds.blueprint), BlueprintShape(chunk, seeds.hidden), count)
+    return LayerPlan(
+        layer_id=module.layer_id,
+        stage=factories[module.stage].name,
+        kind=module.kind,
+        width=width,
+        seeds=count,
+        chunk=chunk,
+        host_parameters=module.parameters,
+        seed_parameters=bank.weights_per_seed * count,
+        bytes=sum(t.nbytes for t in (*bank.parameters(), *bank.buffers())),
+    )
+
+
+def _coordinator_spec(config: RunConfig, stages: int) -> CoordinatorSpec:
+    seeds, lifecycle = config.seeds, config.lifecycle
+    identity = config.identity()
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return CoordinatorSpec(
+        stages=stages,
+        epochs=config.train.epochs,
+        batch_size=config.data.batch_size,
+        every_epochs=config.storage.every_epochs,
+        timeout_s=config.cluster.step_timeout_s,
+        policy=PolicySettings(
+            objective=seeds.objective,
+            blueprint_id=blueprint(seeds.blueprint).blueprint_id,
+            strategy_id=strategy_id(seeds.grafting.strategy),
+            ramp_epochs=seeds.grafting.ramp_epochs,
+            germinate_after=lifecycle.germinate_after,
+            max_growing=lifecycle.max_growing,
+            training_timeout=lifecycle.training_timeout,
+            fine_tuning_timeout=lifecycle.fine_tuning_timeout,
+        ),
+        manager=LifecycleManager(GateSettings(**lifecycle.gates), lifecycle.minima()),  # type: ignore[arg-type]
+        manifest={
+            "run": config.run,
+            "config": identity,
+            "config_digest": digest,
+            "rng": {"kind": "counter", "seed": config.seed},
+        },
+    )

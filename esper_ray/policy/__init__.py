@@ -1,0 +1,15 @@
+"""From telemetry and measurements to transition batches: pure functions."""
+
+from esper_ray.policy.base import LayerReport, Measurement, PolicySettings
+from esper_ray.policy.decide import decide, transition_batch
+from esper_ray.policy.threshold import judged_rows, propose
+
+__all__ = [
+    "LayerReport",
+    "Measurement",
+    "PolicySettings",
+    "decide",
+    "judged_rows",
+    "propose",
+    "transition_batch",
+]

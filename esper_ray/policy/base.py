@@ -1,0 +1,54 @@
+"""What a policy sees and what it may be told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from esper_ray.errors import ConfigError
+from esper_ray.events.messages import TelemetryBatch
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """When seeds are planted and when waiting for a gate ends; all in lifecycle epochs.
+
+    `max_growing` bounds the seeds of one layer between GERMINATED and FINE_TUNING.
+    """
+
+    objective: str = "gradient_target"
+    blueprint_id: int = 0
+    strategy_id: int = 1
+    ramp_epochs: int = 50
+    germinate_after: int = 100
+    max_growing: int = 1_000
+    training_timeout: int = 300
+    fine_tuning_timeout: int = 150
+    error_limit: int = 5
+
+    def __post_init__(self) -> None:
+        if self.max_growing < 1:
+            raise ConfigError(f"max_growing must be at least 1, got {self.max_growing}")
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Gate losses of one seed with its alpha at 1 and at 0, all other seeds unchanged.
+
+    `delta` is (loss_off - loss_on) / |loss_off|, `delta_low` its lower 95 % bound.
+    """
+
+    loss_on: float
+    loss_off: float
+    delta: float
+    delta_low: float
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """One layer at an epoch boundary; `measured` holds only the seeds that were judged."""
+
+    telemetry: TelemetryBatch
+    gate_loss: float
+    stability: float | None
+    measured: Mapping[int, Measurement] = field(default_factory=dict)

@@ -1,0 +1,184 @@
+"""The run log: starts of a run, and commits that are created after all that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from esper_ray.errors import (
+    CheckpointNotFound,
+    CorruptError,
+    FencedError,
+    StorageUnavailable,
+)
+from esper_ray.storage import manifest, objects
+from esper_ray.storage.filesystem import Root
+from esper_ray.storage.manifest import SegmentRef
+from esper_ray.storage.objects import commit_path, epoch_path
+
+_EPOCH_ATTEMPTS = 64
+_RESERVED = frozenset(
+    {"format", "min_reader", "kind", "seq", "time", "run_epoch", "writer", "segments"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """One start of a run: what it continues, and the first commit number that is its own."""
+
+    run_epoch: int
+    resumed_from: int | None
+    next_seq: int
+    source: str | None = None
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> EpochRecord:
+        """Read a record that nobody vouches for; CorruptError unless every field is right."""
+        record = cls(*(body.get(name) for name in cls.__slots__))  # type: ignore[arg-type]
+        right = (
+            body.get("kind") == "epoch"
+            and type(record.run_epoch) is int
+            and type(record.next_seq) is int
+            and type(record.resumed_from) in (int, type(None))
+            and type(record.source) in (str, type(None))
+        )
+        if not right or (record.resumed_from or 0) >= record.next_seq:
+            raise CorruptError("it is no record of a run's start")
+        return record
+
+
+def lineage(epochs: Sequence[EpochRecord], seqs: Iterable[int]) -> list[int]:
+    """Commit numbers of the current history, newest first."""
+    stored = sorted(set(seqs), reverse=True)
+    history: list[int] = []
+    last: int | None = None
+    for epoch in sorted(epochs, key=lambda epoch: epoch.run_epoch, reverse=True):
+        if last is not None and epoch.next_seq > last:
+            continue  # it began after the commit that was resumed: its commits were given up
+        history += [s for s in stored if s >= epoch.next_seq and (last is None or s <= last)]
+        if epoch.resumed_from is None:
+            break
+        last = epoch.resumed_from
+    return history
+
+
+class RunLog:
+    """Writes and reads the log of one run.
+
+    `open_epoch` makes this process its writer; a process that is handed the record of an epoch
+    opened on its behalf passes it as `epoch`.
+    """
+
+    def __init__(self, root: Root, epoch: EpochRecord | None = None) -> None:
+        self.root = root
+        self._epoch = epoch
+        self._attempt: tuple[tuple[int, bytes], bytes] | None = None
+
+    def open_epoch(self, resumed_from: int | None, source: str | None = None) -> EpochRecord:
+        """Record one start of the run, fresh or resumed from a commit; commits may follow."""
+        objects.ensure_format(self.root)
+        for _ in range(_EPOCH_ATTEMPTS):
+            seqs = self.commit_numbers()
+            if resumed_from is not None and resumed_from not in seqs:
+                raise CheckpointNotFound(f"{self.root.url} has no commit {resumed_from}")
+            run_epoch = max(self.epoch_numbers(), default=0) + 1
+            record = EpochRecord(run_epoch, resumed_from, max(seqs, default=0) + 1, source)
+            body = {
+                **objects.header("epoch", run_epoch),
+                "resumed_from": resumed_from,
+                "next_seq": record.next_seq,
+                "source": source,
+            }
+            try:
+                objects.create_or_confirm(self.root, epoch_path(run_epoch), manifest.encode(body))
+            except FencedError:
+                continue  # another start took this number
+            self._epoch, self._attempt = record, None
+            return record
+        raise StorageUnavailable(
+            f"{self.root.url} is being started by too many writers", "give each run its own URL"
+        )
+
+    def put_segment(self, name: str, data: bytes, suffix: str, rows: int = 0) -> SegmentRef:
+        """Store bytes under their sha256, once; `suffix` is "arrow" or "safetensors"."""
+        return objects.put_segment(self.root, name, data, suffix, rows)
+
+    def commit(self, seq: int, body: Mapping[str, Any], segments: Sequence[SegmentRef]) -> None:
+        """Create commit `seq`, whose segments are stored already; FencedError if it is taken.
+
+        After StorageUnavailable the same call may be made again: it repeats the same bytes.
+        """
+        epoch = self._writer_epoch(seq)
+        if clash := sorted(_RESERVED & body.keys()):
+            raise ValueError(f"the log itself writes {clash} into a commit")
+        if len({ref.name for ref in segments}) != len(segments):
+            raise ValueError("a commit names a segment twice")
+        content = {**body, "seq": seq, "segments": [ref.to_json() for ref in segments]}
+        asked = (seq, manifest.encode(content))
+        if self._attempt is None or self._attempt[0] != asked:
+            header = objects.header("run", epoch.run_epoch)
+            self._attempt = (asked, manifest.encode({**content, **header}))
+        objects.create_or_confirm(self.root, commit_path(seq), self._attempt[1])
+
+    def lineage(self) -> list[int]:
+        """Commit numbers of the current history, newest first; CorruptError if it is unknown."""
+        return lineage(self.epochs(), self.commit_numbers())
+
+    def epochs(self) -> list[EpochRecord]:
+        """Every start of this run, oldest first; CorruptError if a record is damaged."""
+        numbers = self.epoch_numbers()
+        if numbers != list(range(1, len(numbers) + 1)):
+            raise CorruptError(f"{self.root.url}/epochs has a gap: it ends with {numbers[-8:]}")
+        return [self.read_epoch(number) for number in numbers]
+
+    def commit_numbers(self) -> list[int]:
+        """Numbers of all stored commits, damaged and superseded ones too, in order."""
+        return objects.numbers(self.root, "commits", objects.COMMIT_NAME)
+
+    def epoch_numbers(self) -> list[int]:
+        """Numbers of all stored epoch records, in order."""
+        return objects.numbers(self.root, "epochs", objects.EPOCH_NAME)
+
+    def read_epoch(self, number: int) -> EpochRecord:
+        """One epoch record; CorruptError if it is damaged, FileNotFoundError if absent."""
+        path = epoch_path(number)
+        record = EpochRecord.from_json(objects.read_manifest(self.root, path))
+        if record.run_epoch != number:
+            raise CorruptError(f"{self.root.url}/{path} is the record of another epoch")
+        return record
+
+    def read_commit(self, seq: int) -> dict[str, Any]:
+        """The manifest of one commit; CheckpointNotFound if absent, CorruptError if damaged."""
+        path = commit_path(seq)
+        try:
+            body = objects.read_manifest(self.root, path)
+        except FileNotFoundError as error:
+            raise CheckpointNotFound(f"{self.root.url} has no commit {seq}") from error
+        if body.get("kind") != "run" or body.get("seq") != seq:
+            raise CorruptError(f"{self.root.url}/{path} is not the manifest of commit {seq}")
+        try:
+            manifest.segments(body)
+        except CorruptError as error:
+            raise CorruptError(f"{self.root.url}/{path}: {error}") from error
+        return body
+
+    def read_segment(self, ref: SegmentRef) -> bytes:
+        """The bytes of a segment, their size and sha256 checked; CorruptError otherwise."""
+        return objects.read_segment(self.root, ref)
+
+    def _writer_epoch(self, seq: int) -> EpochRecord:
+        if self._epoch is None:
+            raise RuntimeError("open_epoch comes before the first commit")
+        if seq < self._epoch.next_seq:
+            raise ValueError(
+                f"commit {seq} is not this epoch's, {self._epoch.next_seq} is its first"
+            )
+        try:
+            self.root.size(epoch_path(self._epoch.run_epoch + 1))
+        except FileNotFoundError:
+            return self._epoch
+        raise FencedError(
+            f"{self.root.url} was started again by another writer",
+            "stop one of the two runs, or give each its own URL",
+        )

@@ -1,0 +1,128 @@
+"""The objects of a run, each created once: segments by sha256, manifests by number."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import socket
+from datetime import UTC, datetime
+from typing import Any
+
+from esper_ray.errors import CorruptError, FencedError, StorageUnavailable
+from esper_ray.storage import manifest
+from esper_ray.storage.filesystem import Root
+from esper_ray.storage.manifest import SegmentRef
+
+FORMAT_FILE = "FORMAT.json"
+FORMAT_VERSION = 1
+COMMIT_NAME = re.compile(r"[0-9]{20}\.json")
+EPOCH_NAME = re.compile(r"[0-9]{8}\.json")
+
+
+def commit_path(seq: int) -> str:
+    """Where commit `seq` lies below the storage prefix."""
+    return f"commits/{seq:020d}.json"
+
+
+def epoch_path(number: int) -> str:
+    """Where the record of one epoch lies below the storage prefix."""
+    return f"epochs/{number:08d}.json"
+
+
+def numbers(root: Root, folder: str, pattern: re.Pattern[str]) -> list[int]:
+    """The numbers that name the objects of a folder, in order; other names are left out."""
+    names = [name for name in root.names(folder) if pattern.fullmatch(name)]
+    return [int(name.partition(".")[0]) for name in names]
+
+
+def header(kind: str, run_epoch: int) -> dict[str, Any]:
+    """What every record carries; the nonce tells it from a twin of equal content."""
+    return {
+        "format": manifest.FORMAT,
+        "min_reader": manifest.READER_VERSION,
+        "kind": kind,
+        "time": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "run_epoch": run_epoch,
+        "writer": {
+            "run_epoch": run_epoch,
+            "nonce": secrets.token_hex(16),
+            "host": socket.gethostname(),
+        },
+    }
+
+
+def create_or_confirm(root: Root, path: str, data: bytes) -> None:
+    """Create an object; an equal one that stands there is ours, another is a FencedError."""
+    try:
+        root.create(path, data)
+    except (FileExistsError, StorageUnavailable) as error:
+        # Whatever the reply says, or if it was lost: the stored object is the truth.
+        try:
+            found = root.read(path, manifest.MAX_BYTES)
+        except (FileNotFoundError, StorageUnavailable):
+            raise error from None
+        if found != data:
+            raise FencedError(
+                f"{root.url}/{path} belongs to another writer",
+                "stop one of the two runs, or give each its own URL",
+            ) from error
+
+
+def read_manifest(root: Root, path: str) -> dict[str, Any]:
+    """One decoded manifest; FileNotFoundError if absent, CorruptError naming it if damaged."""
+    data = root.read(path, manifest.MAX_BYTES)
+    try:
+        return manifest.decode(data)
+    except CorruptError as error:
+        raise CorruptError(f"{root.url}/{path} is damaged: {error}", error.hint) from error
+
+
+def check_format(root: Root) -> None:
+    """Raise FileNotFoundError without FORMAT.json, CorruptError unless it is ours."""
+    version = read_manifest(root, FORMAT_FILE).get("version")
+    if version != FORMAT_VERSION:
+        raise CorruptError(
+            f"{root.url}/{FORMAT_FILE} has version {version!r}, not {FORMAT_VERSION}",
+            "use the esper-ray version that wrote it, or another URL",
+        )
+
+
+def ensure_format(root: Root) -> None:
+    """Create FORMAT.json if this place is new; CorruptError if it belongs to another version."""
+    try:
+        check_format(root)
+    except FileNotFoundError:
+        body = {"format": manifest.FORMAT, "version": FORMAT_VERSION}
+        create_or_confirm(root, FORMAT_FILE, manifest.encode(body))
+
+
+def put_segment(root: Root, name: str, data: bytes, suffix: str, rows: int) -> SegmentRef:
+    """Store bytes under their sha256 unless they are there; CorruptError if others are."""
+    digest = hashlib.sha256(data).hexdigest()
+    file = f"sha256/{digest[:2]}/{digest}.{suffix.lstrip('.')}"
+    ref = SegmentRef(name, file, digest, len(data), rows)
+    try:
+        root.create(ref.path, data)
+    except FileExistsError as error:
+        size = root.size(ref.path)
+        if size != len(data):
+            raise CorruptError(
+                f"{root.url}/{ref.path} has {size} bytes, not {len(data)}",
+                "run `esper-ray checkpoints verify`, then store to another URL",
+            ) from error
+    return ref
+
+
+def read_segment(root: Root, ref: SegmentRef) -> bytes:
+    """The bytes of a segment, their size and sha256 checked; CorruptError otherwise."""
+    where = f"{root.url}/{ref.path}"
+    try:
+        data = root.read(ref.path, ref.size)
+    except FileNotFoundError as error:
+        raise CorruptError(f"{where}, segment {ref.name!r}, is missing") from error
+    if len(data) != ref.size:
+        raise CorruptError(f"{where} has {len(data)} bytes, not {ref.size}")
+    if hashlib.sha256(data).hexdigest() != ref.sha256:
+        raise CorruptError(f"{where} does not have its sha256")
+    return data
