@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import os
+import shlex
 import sys
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,13 +38,18 @@ def _guarded(command: Callable[..., R]) -> Callable[..., R]:
             sys.exit(INTERRUPTED)
         except EsperError as error:
             if debug:
-                raise
-            click.echo(f"error: {error.message}", err=True)
+                click.echo(traceback.format_exc(), err=True, nl=False)
+            click.echo(f"error: {_one_line(error.message)}", err=True)
             if error.hint:
-                click.echo(f"hint: {error.hint}", err=True)
+                click.echo(f"hint: {_one_line(error.hint)}", err=True)
             sys.exit(error.exit_code)
 
     return wrapper
+
+
+def _one_line(text: str) -> str:
+    """Messages that quote a library's own may hold several lines."""
+    return " ".join(text.split())
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -63,7 +71,16 @@ def _note(line: str) -> None:
 
 
 def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2))
+    click.echo(json.dumps(_plain(value), indent=2, allow_nan=False))
+
+
+def _plain(value: object) -> object:
+    """JSON has no NaN: a number that is not finite becomes null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -75,7 +92,13 @@ def main() -> None:
 @main.command()
 @config_argument
 @click.option("--local", is_flag=True, help="Run in this process, without Ray.")
-@click.option("--resume", default="auto", show_default=True, metavar="auto|never|URL")
+@click.option(
+    "--resume",
+    default="auto",
+    show_default=True,
+    metavar="auto|never|URL",
+    help="Checkpoint to start from: the newest valid one, none, or URL[@latest|@step=N].",
+)
 @set_option
 @json_option
 @_guarded
@@ -95,7 +118,10 @@ def train(
     if as_json:
         _print_json(dataclasses.asdict(result))
     else:
-        click.echo(summary(config, config_path, result))
+        command = ["esper-ray", "train", config_path, *(["--local"] if local else [])]
+        for override in overrides:
+            command += ["--set", override]
+        click.echo(summary(config, shlex.join(command), result))
 
 
 @main.command()
@@ -122,10 +148,14 @@ def checkpoints() -> None:
 
 
 def _manager(url: str) -> tuple[Any, str]:
+    from esper_ray.errors import CheckpointNotFound
     from esper_ray.storage import CheckpointManager, Root, RunLog, split_url
 
     prefix, selector = split_url(url)
-    return CheckpointManager(RunLog(Root.open(prefix))), selector
+    root = Root.open(prefix)
+    if not root.names(""):
+        raise CheckpointNotFound(f"nothing is stored at {root.url}", "check the URL")
+    return CheckpointManager(RunLog(root)), selector
 
 
 @checkpoints.command("list")

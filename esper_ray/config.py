@@ -16,15 +16,19 @@ from esper_ray.errors import ConfigError
 from esper_ray.lifecycle import MINIMUM_EPOCHS, ExtendedLifecycle, GateSettings
 
 MAX_BYTES = 1 << 20
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
+MAX_SHOWN = 200
+MAX_DEPTH = 32
+Size = Annotated[int, Field(ge=1, le=1_000_000)]
+"""Of tensors: what no machine could hold is refused here, not by the allocator."""
+Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
+NotNegative = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Rate = Annotated[float, Field(gt=0, lt=1e3)]
 
 
 class Section(BaseModel):
     """A part of the run file; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -32,8 +36,8 @@ class DataConfig(Section):
 
     name: str = "stdlib_text"
     args: dict[str, Any] = Field(default_factory=dict)
-    batch_size: Positive = 128
-    evaluation_samples: Positive = 2048
+    batch_size: Size = 128
+    evaluation_samples: Annotated[int, Field(ge=1, le=100_000)] = 2048
 
 
 class ModelConfig(Section):
@@ -48,7 +52,7 @@ class TrainConfig(Section):
 
     epochs: Positive = 100
     lr: Rate = 2e-3
-    micro_batches: Positive = 2
+    micro_batches: Size = 2
 
 
 class GraftingConfig(Section):
@@ -57,17 +61,17 @@ class GraftingConfig(Section):
     strategy: str = "drift_controlled"
     ramp_epochs: Positive = 50
     drift_threshold: Rate = 0.01
-    pause_epochs: NotNegative = 10
+    pause_epochs: Annotated[int, Field(ge=0, le=2**15 - 1)] = 10  # the state tensor's int16
 
 
 class SeedsConfig(Section):
     """Which modules carry seeds, and what a seed grows."""
 
     targets: Annotated[list[str], Field(min_length=1)] = Field(default_factory=lambda: ["*"])
-    seeds_per_layer: Positive = 4
+    seeds_per_layer: Size = 4
     epoch_steps: Positive = 8
     blueprint: str = "bottleneck"
-    hidden: Positive = 32
+    hidden: Size = 32
     objective: str = "gradient_target"
     gradient_step: Rate = 0.3
     lr: Annotated[float, Field(ge=0, lt=1e3)] = 2e-3
@@ -114,7 +118,7 @@ class ClusterConfig(Section):
 
     address: str = "local"
     transport: Literal["auto", "object_store"] = "auto"
-    threads: Positive = 1
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
     wait_for_resources_s: Rate = 120.0
     step_timeout_s: Rate = 120.0
 
@@ -123,7 +127,7 @@ class RunConfig(Section):
     """One run."""
 
     run: str
-    seed: NotNegative = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
@@ -163,12 +167,12 @@ class RunConfig(Section):
 def _known(value: dict[str, Any], names: list[str]) -> dict[str, Any]:
     for key in value:
         if key not in names:
-            raise ValueError(f"unknown name {key!r}{_nearest(key, names)}")
+            raise ValueError(f"unknown name {_cut(repr(key))}{_nearest(key, names)}")
     return value
 
 
 def _nearest(key: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(names), n=1, cutoff=0.0)
+    near = difflib.get_close_matches(key[:MAX_SHOWN], list(names), n=1, cutoff=0.0)
     return f"; the nearest is {near[0]!r}" if near else ""
 
 
@@ -186,13 +190,21 @@ class _PlainLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             raise ConfigError("the run file uses a YAML alias", "write the value out")
+        event = self.peek_event()
+        if getattr(event, "anchor", None) or getattr(event, "tag", None):
+            raise ConfigError("the run file uses a YAML anchor or tag", "write plain values")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((k for i, k in enumerate(keys) if k in keys[:i]), None)
-        if twice is not None:
-            raise ConfigError(f"the key {twice!r} stands twice in the run file", "keep one of them")
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise ConfigError(f"the key {_cut(repr(key))} is not text", "quote it")
+            if key in seen:
+                shown = _cut(repr(key))
+                raise ConfigError(f"the key {shown} stands twice in the run file", "keep one")
+            seen.add(key)
         return dict(super().construct_mapping(node, deep))
 
 
@@ -207,7 +219,9 @@ def parse_yaml(text: str) -> Any:
     """Plain values of a YAML text; ConfigError where it is not YAML."""
     try:
         return yaml.load(text, Loader=_PlainLoader)
-    except yaml.YAMLError as error:
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2025-13-45
         raise ConfigError(f"not valid YAML: {_cut(' '.join(str(error).split()))}") from error
 
 
@@ -215,11 +229,14 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     """Read and check a run file; `overrides` are `section.key=value` with values in YAML."""
     file = Path(path)
     try:
-        if file.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{file} is larger than {MAX_BYTES} bytes")
-        text = file.read_text("utf-8")
+        with file.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)  # a device has no size
+        text = data.decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the run file {file}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"cannot read the run file {file}: {reason}", "check its path") from error
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{file} is larger than {MAX_BYTES} bytes", "shorten it")
     values = parse_yaml(text)
     if not isinstance(values, dict):
         raise ConfigError(f"{file} holds no keys", "start from examples/stdlib_lm.yaml")
@@ -230,6 +247,7 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
 
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
     """A checked run file from plain values; ConfigError names the first bad key."""
+    _check_plain(values, "")
     try:
         return RunConfig.model_validate(dict(values))
     except ValidationError as error:
@@ -239,25 +257,55 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
 def _override(values: dict[str, Any], override: str) -> None:
     name, sign, text = override.partition("=")
     if not sign or not name:
-        raise ConfigError(f"--set {override!r} is not of the form section.key=value")
+        raise ConfigError(
+            f"--set {_cut(repr(override))} is not of the form section.key=value",
+            "for example --set train.epochs=10",
+        )
     *sections, key = name.split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {name}: {section!r} holds no keys")
+            raise ConfigError(f"--set {_cut(name)}: {_cut(repr(section))} holds no keys")
     values[key] = parse_yaml(text)
+
+
+def _check_plain(value: object, name: str, depth: int = 0) -> None:
+    """Refuse what no checkpoint's manifest could hold, in free-form arguments too."""
+    problem = ""
+    if depth > MAX_DEPTH:
+        problem = f"nested more than {MAX_DEPTH} deep"
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_plain(item, f"{name}.{key}" if name else str(key), depth + 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_plain(item, name, depth + 1)
+    elif isinstance(value, str):
+        problem = "" if _storable(value) else "not printable text"
+    elif isinstance(value, int | float):
+        problem = "" if -(2**63) <= value < 2**63 else "not a finite 64-bit number"
+    elif value is not None:
+        problem = f"a {type(value).__name__}, not plain text or a number"
+    if problem:
+        raise ConfigError(f"{_cut(name)}: the value is {problem}", "see the README for every key")
+
+
+def _storable(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _explain(error: ValidationError) -> ConfigError:
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
-    name = ".".join(path) or "the run file"
+    name = _cut(".".join(path))
     if first["type"] == "extra_forbidden":
         near = _nearest(path[-1], _fields_at(path[:-1]))
         return ConfigError(f"unknown key {name!r}{near}", "see the README for every key")
     if first["type"] == "missing":
         return ConfigError(f"the key {name!r} is missing", "every run file needs it")
     reason = first["msg"].removeprefix("Value error, ")
+    if not name:
+        return ConfigError(reason, "change one of them")
     return ConfigError(f"{name}: {reason}", f"got {_cut(repr(first['input']))}")
 
 
@@ -271,5 +319,5 @@ def _fields_at(path: list[str]) -> list[str]:
     return list(section.model_fields)
 
 
-def _cut(text: str, limit: int = 200) -> str:
-    return text if len(text) <= limit else f"{text[:limit]}..."
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

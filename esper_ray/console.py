@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -40,7 +41,7 @@ class Progress:
 
     def __init__(self, epochs: int, card: DatasetCard) -> None:
         self._epochs, self._card = epochs, card
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, markup=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Self:
@@ -82,8 +83,11 @@ def _seed_table(seeds: Mapping[str, Mapping[str, int]]) -> Table:
     return table
 
 
-def summary(config: RunConfig, config_path: str, result: RunResult) -> str:
-    """The end of a run: scores, seeds, changed thresholds, where it is stored, how to go on."""
+def summary(config: RunConfig, command: str, result: RunResult) -> str:
+    """The end of a run: scores, seeds, changed thresholds, where it is stored, how to go on.
+
+    `command` is the command line that made the run.
+    """
     scores = ", ".join(f"{name} {value:.4g}" for name, value in result.eval.items())
     lines = [f"{result.run}: {result.steps} steps in {result.wall_s:.0f} s", f"test: {scores}"]
     for layer, counts in result.seeds.items():
@@ -93,7 +97,7 @@ def summary(config: RunConfig, config_path: str, result: RunResult) -> str:
     if changed:
         lines.append("not at default: " + ", ".join(f"{k} {v}" for k, v in changed.items()))
     lines.append(f"checkpoint: {result.checkpoint}")
-    lines.append(f"restore: esper-ray train {config_path} --resume {result.checkpoint}")
+    lines.append(f"restore: {command} --resume {shlex.quote(result.checkpoint)}")
     return "\n".join(lines)
 
 

@@ -23,6 +23,16 @@ def stream_key(*parts: object) -> int:
     return int.from_bytes(digest[:8], "little", signed=True)
 
 
+def reseed(key: int) -> None:
+    """Start torch's own generators anew, for code that draws from them (initialisation, dropout).
+
+    `torch.manual_seed` would queue a call with a stack trace for every use before CUDA starts.
+    """
+    torch.default_generator.manual_seed(key)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(key)
+
+
 def _shift(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)  # torch shifts int64 arithmetically
 

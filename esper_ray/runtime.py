@@ -127,6 +127,7 @@ class Runtime:
 
     def open(self, resume: str = "never") -> Found | None:
         """Build every part, from the checkpoint that `resume` names; says which it was."""
+        self.root.names("")  # a place that cannot be used fails here, before anything starts
         found = self._find(resume)
         self._engine.connect(len(self.plan.stages))
         self._engine.open(self._start(found))

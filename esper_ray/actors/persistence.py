@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 from numpy.typing import NDArray
 
 from esper_ray.errors import CorruptError
 from esper_ray.growth import snapshot
 from esper_ray.growth.stage import Stage
 from esper_ray.layers import ChunkedKasminaLayer
-from esper_ray.storage import RunLog, SegmentRef, codec
+from esper_ray.storage import RunLog, SegmentRef, codec, manifest
 
 Segments = Mapping[str, SegmentRef]
 
@@ -72,6 +73,21 @@ def read_state(log: RunLog, segments: Segments, layer_id: str) -> dict[str, NDAr
     """A stored layer's state table as columns, without building the layer."""
     ref = _named(segments, layer_name(layer_id, "state"))
     return codec.decode_table(log.read_segment(ref), snapshot.STATE_SCHEMA, ref.rows)
+
+
+LOSS_SCHEMA: Final = {"step": (np.dtype(np.int64), 0), "loss": (np.dtype(np.float64), 0)}
+"""Columns of a commit's `metrics`: the task loss in nats of each step since the commit before."""
+
+
+def read_losses(log: RunLog) -> dict[int, float]:
+    """Task loss by step over the current history of a run; rewound steps are not in it."""
+    losses: dict[int, float] = {}
+    for seq in reversed(log.lineage()):
+        named = {ref.name: ref for ref in manifest.segments(log.read_commit(seq))}
+        ref = _named(named, "metrics")
+        table = codec.decode_table(log.read_segment(ref), LOSS_SCHEMA, ref.rows)
+        losses.update(zip(table["step"].tolist(), table["loss"].tolist(), strict=True))
+    return losses
 
 
 def _named(segments: Segments, name: str) -> SegmentRef:

@@ -40,13 +40,18 @@ class ClusterSettings:
 
 @dataclass(slots=True)
 class Cluster:
-    """A connection to Ray; `close` ends what this driver started and nothing else."""
+    """A connection to Ray; `close` ends what this run started and nothing else.
+
+    A driver that has called `ray.init` already keeps its own connection.
+    """
 
     settings: ClusterSettings
     _groups: list[PlacementGroup] = field(default_factory=list)
+    _actors: list[RemoteActor] = field(default_factory=list)
+    _connected_here: bool = False
 
     def connect(self, stages: int) -> None:
-        """Start a local cluster or join the one at `address`; ClusterUnavailable if none answers."""
+        """Start or join the cluster at `address`; ClusterUnavailable where none answers."""
         address = self.settings.address
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
@@ -55,6 +60,8 @@ class Cluster:
         _use_token(private=address == "local")
         import ray
 
+        if ray.is_initialized():
+            return
         options: dict[str, Any] = {"address": address, "namespace": NAMESPACE}
         if address == "local":
             cores = max(os.cpu_count() or 1, stages)
@@ -68,6 +75,7 @@ class Cluster:
                 f"no Ray cluster answers at {address!r}: {_first_line(error)}",
                 "start one with `ray start --head`, or set cluster.address to local",
             ) from error
+        self._connected_here = True
 
     def place(
         self, specs: tuple[StageSpec, ...], coordinator: CoordinatorSpec, root: Root
@@ -95,31 +103,38 @@ class Cluster:
         ]
         coordinator_class: Any = ray.remote(LifecycleCoordinator)
         central = coordinator_class.options(num_cpus=0).remote(coordinator, root)
-        return [RemoteActor(handle, METHOD_GROUPS) for handle in layers], RemoteActor(central)
+        actors = [RemoteActor(handle, METHOD_GROUPS) for handle in layers]
+        self._actors += [*actors, RemoteActor(central)]
+        return actors, self._actors[-1]
 
     def close(self) -> None:
-        """Give back what was placed; end the cluster if it was started here."""
+        """End the actors and give back their places; end the cluster if it was started here."""
         import ray
         from ray.util.placement_group import remove_placement_group
 
         if not ray.is_initialized():
             return
+        for actor in self._actors:
+            ray.kill(actor.handle)
         for group in self._groups:
             remove_placement_group(group)
+        self._actors.clear()
         self._groups.clear()
-        ray.shutdown()
+        if self._connected_here:
+            ray.shutdown()
+            self._connected_here = False
 
 
 def _check_reachable(address: str) -> None:
     """Fail in seconds where Ray itself would retry for a minute."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not (port.isascii() and port.isdigit()):
         raise ClusterUnavailable(
             f"cluster.address {address!r} is not HOST:PORT", "use local, auto or HOST:PORT"
         )
     try:
         socket.create_connection((host, int(port)), _CONNECT_S).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:  # ValueError: no name that DNS knows
         raise ClusterUnavailable(
             f"no Ray cluster answers at {address!r}: {error}",
             "check the address, or set cluster.address to local",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from esper_ray.errors import ConfigError, NoMatch
 from esper_ray.growth.spec import LayerSpec, StageSpec
-from esper_ray.keyed_random import stream_key
+from esper_ray.keyed_random import reseed, stream_key
 from esper_ray.layers import ChunkedKasminaLayer
 from esper_ray.models import StageFactory
 
@@ -124,7 +124,7 @@ def match_targets(modules: Sequence[ModuleInfo], targets: Sequence[str]) -> list
 def build_stage(spec: StageSpec) -> tuple[nn.Module, list[ChunkedKasminaLayer]]:
     """The stage's module with its target modules wrapped, and the wrapped layers."""
     stage = load_factories(spec.factory, spec.factory_args)[spec.index]
-    torch.manual_seed(stream_key(spec.run_seed, "host", spec.index))
+    reseed(stream_key(spec.run_seed, "host", spec.index))
     module = stage.build()
     layers = [_wrap(module, layer, spec) for layer in spec.layers]
     return module, layers

@@ -20,7 +20,7 @@ from esper_ray.growth.assembly import build_stage
 from esper_ray.growth.evaluation import StageEvaluator
 from esper_ray.growth.seed_trainer import SeedTrainer
 from esper_ray.growth.spec import StageSpec
-from esper_ray.keyed_random import stream_key
+from esper_ray.keyed_random import reseed, stream_key
 
 
 class Stage:
@@ -80,7 +80,7 @@ class Stage:
         """Output of this stage; on the last stage the micro-batch's share of the mean loss."""
         x = self._batch[micro_batch][0] if received is None else _leaf(received)
         stream = (self.spec.run_seed, "stage", self.spec.index, self.step, micro_batch)
-        torch.manual_seed(stream_key(*stream))
+        reseed(stream_key(*stream))
         y: Tensor = self.module(x)
         if self.spec.last:
             targets = self._batch[micro_batch][1]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from esper_ray.errors import ConfigError
 from esper_ray.lifecycle.states import ExtendedLifecycle
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ class GateSettings:
     inconclusive_epochs: int = 90
     improvement_min: float = 0.002
     final_stability_min: float = 0.95
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if math.isnan(getattr(self, f.name)):  # compares false, and would open a gate
+                raise ConfigError(f"gate threshold {f.name} must be a number, got nan")
 
     def changed(self) -> dict[str, float]:
         """Thresholds that differ from the defaults, by name."""
@@ -80,20 +86,24 @@ def fully_blended(context: TransitionContext, settings: GateSettings) -> str | N
     return _refuse(context, "alpha", lambda v: v == 1.0, "exactly 1")
 
 
-def _lower_bound(context: TransitionContext, name: str) -> float | None:
-    low = context.performance_metrics.get(f"{name}_low")
-    return _metric(context, name) if low is None else _metric(context, f"{name}_low")
+def _refuse_bound(context: TransitionContext, name: str, least: float) -> str | None:
+    """Refuse unless the lower bound, or where no interval is given the mean, is above `least`."""
+    mean, low_name = _metric(context, name), f"{name}_low"
+    given = low_name in context.performance_metrics
+    low = _metric(context, low_name) if given else mean
+    if mean is None or low is None:
+        return f"{name} was not measured, and a lower bound > {least:g} is needed"
+    if low > least:
+        return None
+    return f"the lower bound of {name} is {low:.6g}, and > {least:g} is needed"
 
 
 def positive_evaluation(context: TransitionContext, settings: GateSettings) -> str | None:
     """EVALUATING -> FINE_TUNING: the seed helps, with confidence, and the loss is steady."""
-    low, least = _lower_bound(context, "performance_delta"), settings.performance_delta_min
-    if low is None:
-        return "performance_delta was not measured"
-    if low <= least:
-        return f"the lower bound of performance_delta is {low:.6g}, and > {least} is needed"
     steady = settings.stability_min
-    return _refuse(context, "stability_score", lambda v: v >= steady, f">= {steady}")
+    return _refuse_bound(context, "performance_delta", settings.performance_delta_min) or _refuse(
+        context, "stability_score", lambda v: v >= steady, f">= {steady}"
+    )
 
 
 def negative_evaluation(context: TransitionContext, settings: GateSettings) -> str | None:
@@ -115,13 +125,11 @@ def negative_evaluation(context: TransitionContext, settings: GateSettings) -> s
 def improvement(context: TransitionContext, settings: GateSettings) -> str | None:
     """FINE_TUNING -> FOSSILIZED: the improvement is large enough, certain and steady."""
     least, steady = settings.improvement_min, settings.final_stability_min
-    refused = _refuse(context, "total_improvement", lambda v: v >= least, f">= {least}")
-    if refused:
-        return refused
-    low = _lower_bound(context, "total_improvement")
-    if low is None or low <= 0.0:
-        return f"the lower bound of total_improvement is {low}, and > 0 is needed"
-    return _refuse(context, "final_stability", lambda v: v >= steady, f">= {steady}")
+    return (
+        _refuse(context, "total_improvement", lambda v: v >= least, f">= {least}")
+        or _refuse_bound(context, "total_improvement", 0.0)
+        or _refuse(context, "final_stability", lambda v: v >= steady, f">= {steady}")
+    )
 
 
 GATES: Mapping[tuple[ExtendedLifecycle, ExtendedLifecycle], Gate] = MappingProxyType(

@@ -43,10 +43,11 @@ class LifecycleManager:
         """Decide one request without side effects."""
         context = request.context
         source, target = context.current_state, context.target_state
-        early = self._too_early(request)
+        legal = target in StateTransition.VALID_TRANSITIONS[source]
+        early = self._too_early(request) if legal else None
+        if early:
+            return Decision(request, False, early)
         accepted, reason = StateTransition.validate_transition(source, target, context, self.gates)
-        if accepted and early:
-            accepted, reason = False, early
         return Decision(request, accepted, reason)
 
     def _too_early(self, request: TransitionRequest) -> str | None:

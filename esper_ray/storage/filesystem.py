@@ -1,4 +1,4 @@
-"""One run's prefix on any fsspec file system, with create-if-absent as the only way to write."""
+"""One run's prefix on any fsspec file system: objects are created once, and replaced if damaged."""
 
 from __future__ import annotations
 
@@ -62,6 +62,15 @@ class Root:
             else:
                 self._create_remote(path, data)
 
+    def replace(self, path: str, data: bytes) -> None:
+        """Put a whole object in the place of a damaged one."""
+        _check_relative(path)
+        with self._explained("replace", path):
+            if self.local:
+                local_disk.replace(local_disk.below(self._prefix, path), data)
+            else:
+                self._fs.pipe_file(path, data)
+
     def read(self, path: str, limit: int) -> bytes:
         """Read one object of at most `limit` bytes; FileNotFoundError if it is absent."""
         _check_relative(path)
@@ -102,6 +111,7 @@ class Root:
         try:
             with self._explained("list", folder):
                 if self.local:
+                    local_disk.check_prefix(self._prefix)
                     return sorted(os.listdir(local_disk.below(self._prefix, folder)))
                 # Another writer's commits must show: a cached listing would hide them.
                 self._fs.fs.invalidate_cache()

@@ -8,7 +8,7 @@ import os
 import stat
 import uuid
 
-from esper_ray.errors import CorruptError
+from esper_ray.errors import CorruptError, StorageUnavailable
 
 
 def create_exclusive(path: str, data: bytes) -> None:
@@ -27,6 +27,29 @@ def create_exclusive(path: str, data: bytes) -> None:
             os.unlink(temp)
         # Also after FileExistsError: the winner may have died before it made the name durable.
         _sync_folder(folder)
+
+
+def replace(path: str, data: bytes) -> None:
+    """Put a whole and durable file in the place of `path`."""
+    temp = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        _write_durably(temp, data)
+        os.replace(temp, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temp)
+        _sync_folder(os.path.dirname(path))
+
+
+def check_prefix(prefix: str) -> None:
+    """Raise StorageUnavailable where `prefix` is, or lies below, something that is no folder."""
+    place = prefix
+    while not os.path.lexists(place) and place != os.path.dirname(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place):
+        raise StorageUnavailable(
+            f"nothing can be stored at {prefix}: {place} is not a folder", "use another URL"
+        )
 
 
 def read_regular(path: str, limit: int) -> bytes:

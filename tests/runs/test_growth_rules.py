@@ -1,0 +1,68 @@
+"""What the example's settings lead to, and what a useless seed must not reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from esper_ray.actors.persistence import read_state
+from esper_ray.config import RunConfig, load_config
+from esper_ray.events.messages import EpochReport
+from esper_ray.lifecycle import BLENDED_STATES
+from esper_ray.runtime import Runtime
+from esper_ray.storage import RunLog, manifest
+
+ConfigMaker = Callable[..., RunConfig]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "stdlib_lm.yaml"
+
+
+@pytest.mark.slow
+def test_a_drift_controlled_seed_of_the_example_pauses_and_reaches_alpha_one(
+    tmp_path: Path,
+) -> None:
+    config = load_config(EXAMPLE, [f"storage.url={tmp_path}", "train.epochs=60"])
+    assert config.seeds.grafting.strategy == "drift_controlled"
+    with Runtime(config, local=True) as runtime:
+        runtime.fit("never")
+        log = RunLog(runtime.root)
+        layers = list(runtime.plan.stage_of)
+    body = log.read_commit(log.lineage()[0])
+    parts = {ref.name: ref for ref in manifest.segments(body)}
+    tables = [read_state(log, parts, layer) for layer in layers]
+    paused = np.concatenate([t["pauses"] for t in tables]) >= 1
+    blended = np.concatenate([np.isin(t["lifecycle_state"], list(BLENDED_STATES)) for t in tables])
+    alpha = np.concatenate([t["alpha"] for t in tables])
+    assert (paused & blended & (alpha == 1.0)).any()
+
+
+def grow(config: RunConfig) -> list[EpochReport]:
+    reports: list[EpochReport] = []
+    with Runtime(config, local=True) as runtime:
+        runtime.fit("never", on_epoch=reports.append)
+    return reports
+
+
+def targets(reports: list[EpochReport]) -> list[str]:
+    return [target for report in reports for *_, target in report.moves]
+
+
+def test_a_no_op_seed_beside_a_learning_host_is_culled_in_evaluating(
+    make_config: ConfigMaker,
+) -> None:
+    reports = grow(make_config(seeds__lr=0.0, lifecycle__gates={"inconclusive_epochs": 6}))
+    assert reports[-1].gate_loss < 0.8 * reports[0].gate_loss  # the host did learn
+    assert "FOSSILIZED" not in targets(reports)
+    assert targets(reports).count("CULLED") == 8
+
+
+def test_a_no_op_seed_let_through_to_fine_tuning_is_never_fossilized(
+    make_config: ConfigMaker,
+) -> None:
+    config = make_config(seeds__lr=0.0, lifecycle__fine_tuning_timeout=8)
+    assert config.lifecycle.gates["improvement_min"] == 0.0  # the laxest threshold there is
+    reports = grow(config)
+    assert targets(reports).count("FINE_TUNING") == 8
+    assert "FOSSILIZED" not in targets(reports)

@@ -1,0 +1,94 @@
+"""Runs through Ray actors against the same run in one process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from esper_ray.config import RunConfig
+from esper_ray.events.messages import EpochReport
+from esper_ray.runtime import Runtime, RunResult
+
+ConfigMaker = Callable[..., RunConfig]
+
+WHOLE_LIFE = (
+    "DORMANT",
+    "GERMINATED",
+    "TRAINING",
+    "GRAFTING",
+    "STABILIZATION",
+    "EVALUATING",
+    "FINE_TUNING",
+    "FOSSILIZED",
+)
+
+
+def run(config: RunConfig, *, local: bool) -> tuple[RunResult, list[EpochReport]]:
+    reports: list[EpochReport] = []
+    with Runtime(config, local=local) as runtime:
+        result = runtime.fit("never", on_epoch=reports.append)
+    return result, reports
+
+
+def blended_epochs(reports: list[EpochReport]) -> int:
+    """Epochs that began with a seed past its first epoch in GRAFTING, so with alpha above 0."""
+    blended = ("STABILIZATION", "EVALUATING", "FINE_TUNING", "FOSSILIZED")
+    return sum(
+        any(state in blended for counts in report.seeds.values() for state in counts)
+        for report in reports[:-1]
+    )
+
+
+@pytest.mark.ray
+def test_actors_train_as_one_process_does_step_by_step(
+    make_config: ConfigMaker, ray_cluster: str
+) -> None:
+    alone, alone_reports = run(make_config("local"), local=True)
+    spread, spread_reports = run(make_config("actors", cluster__address=ray_cluster), local=False)
+    here = [loss for report in alone_reports for loss in report.losses]
+    there = [loss for report in spread_reports for loss in report.losses]
+    assert len(here) == len(there) == alone.steps
+    assert all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(here, there, strict=True))
+    assert [r.moves for r in alone_reports] == [r.moves for r in spread_reports]
+    assert alone.states_visited == spread.states_visited == WHOLE_LIFE
+    assert blended_epochs(alone_reports) * 4 >= 20  # optimiser steps with alpha above 0
+    assert alone.eval == pytest.approx(spread.eval, rel=1e-6)
+
+
+@pytest.mark.ray
+def test_more_micro_batches_in_flight_than_stages_change_no_loss(
+    make_config: ConfigMaker, ray_cluster: str
+) -> None:
+    short = {"train__micro_batches": 8, "train__epochs": 9}
+    alone, _ = run(make_config("local", **short), local=True)
+    spread, _ = run(make_config("actors", cluster__address=ray_cluster, **short), local=False)
+    assert alone.eval == pytest.approx(spread.eval, rel=1e-6)
+    assert alone.transitions == spread.transitions > 0
+
+
+def test_micro_batches_change_a_loss_by_rounding_only(make_config: ConfigMaker) -> None:
+    losses = []
+    for pieces in (1, 4):
+        config = make_config(f"m{pieces}", train__micro_batches=pieces, train__epochs=9)
+        _, reports = run(config, local=True)
+        losses.append([loss for report in reports for loss in report.losses])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_two_runs_of_one_seed_are_equal_bit_for_bit(make_config: ConfigMaker) -> None:
+    first, first_reports = run(make_config("a", train__epochs=12), local=True)
+    second, second_reports = run(make_config("b", train__epochs=12), local=True)
+    assert first.eval == second.eval
+    assert [r.losses for r in first_reports] == [r.losses for r in second_reports]
+
+
+def test_a_seed_learns_to_reproduce_its_chunk_and_is_grafted(make_config: ConfigMaker) -> None:
+    config = make_config(
+        seeds__objective="reconstruction", seeds__blueprint="autoencoder", train__epochs=40
+    )
+    gates = config.lifecycle.gates | {"reconstruction_loss_max": 0.5}
+    lifecycle = config.lifecycle.model_copy(update={"gates": gates})
+    result, _ = run(config.model_copy(update={"lifecycle": lifecycle}), local=True)
+    assert "STABILIZATION" in result.states_visited

@@ -1,0 +1,132 @@
+"""A run that is killed and resumed ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from esper_ray.actors.persistence import read_losses, read_state
+from esper_ray.storage import Root, RunLog, SegmentRef, codec, manifest
+
+LAYERS = ("reader.hidden", "predictor.hidden")
+
+
+def train(config: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "esper_ray", "train", str(config), *options]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Wait for success; returns what was written to stderr."""
+    _, err = process.communicate(timeout=110)
+    assert process.returncode == 0, err
+    return err
+
+
+def kill_while_grafting(process: subprocess.Popen[str]) -> str:
+    """SIGKILL two epochs after the first seed entered GRAFTING; returns the last epoch's line."""
+    assert process.stderr is not None
+    seen = 0
+    for line in process.stderr:
+        seen += "GRAFTING" in line
+        if seen == 3:
+            process.send_signal(signal.SIGKILL)
+            _, rest = process.communicate(timeout=30)
+            return (line + rest).splitlines()[-1]
+    raise AssertionError("the run ended before a seed was in GRAFTING")
+
+
+def newest(log: RunLog) -> dict[str, Any]:
+    return log.read_commit(log.lineage()[0])
+
+
+def segments(body: dict[str, Any]) -> dict[str, SegmentRef]:
+    return {ref.name: ref for ref in manifest.segments(body)}
+
+
+def rollback_copy(log: RunLog, seq: int, layer: str, seed_id: int) -> dict[str, torch.Tensor]:
+    """What commit `seq` holds for one seed to roll back to."""
+    ref = segments(log.read_commit(seq))[f"layer/{layer}/rollback"]
+    stored = codec.decode_tensors(log.read_segment(ref))
+    row = stored["seed_id"].tolist().index(seed_id)
+    return {name: value[row] for name, value in stored.items()}
+
+
+def assert_same_copies(a: RunLog, b: RunLog, layer: str, ids_a: Any, ids_b: Any) -> None:
+    """CHECKPOINT_ID may differ between runs, but names a checkpoint of equal content."""
+    for seed_id, (seq_a, seq_b) in enumerate(zip(ids_a.tolist(), ids_b.tolist(), strict=True)):
+        copy_a = rollback_copy(a, seq_a, layer, seed_id)
+        copy_b = rollback_copy(b, seq_b, layer, seed_id)
+        assert copy_a.keys() == copy_b.keys()
+        assert all(torch.equal(copy_a[name], copy_b[name]) for name in copy_a)
+
+
+@pytest.mark.ray
+def test_a_run_killed_while_grafting_resumes_bit_for_bit(
+    write_config: Callable[..., Path], tmp_path: Path, ray_cluster: str
+) -> None:
+    ramp = {"strategy": "linear", "ramp_epochs": 12}
+    address = {"cluster__address": ray_cluster, "seeds__grafting": ramp}
+    whole = train(write_config("whole", **address))
+    last_line = kill_while_grafting(train(write_config("cut", **address)))
+    assert "GRAFTING" in last_line
+    log_b = RunLog(Root.open(str(tmp_path / "cut")))
+    done = int(last_line.split()[1].partition("/")[0])
+    assert newest(log_b)["epoch"] < done  # what came after the last commit is lost and done again
+    finish(whole)
+    told = finish(train(write_config("cut", **address), "--resume", "auto"))
+    assert "resuming" in told
+
+    log_a = RunLog(Root.open(str(tmp_path / "whole")))
+    assert read_losses(log_a) == read_losses(log_b)
+    assert len(read_losses(log_a)) == 34 * 4
+    parts_a, parts_b = segments(newest(log_a)), segments(newest(log_b))
+    for layer in LAYERS:
+        state_a, state_b = (
+            read_state(log, parts, layer) for log, parts in ((log_a, parts_a), (log_b, parts_b))
+        )
+        ids_a, ids_b = state_a.pop("checkpoint_id"), state_b.pop("checkpoint_id")
+        assert (ids_a > 0).all()
+        assert_same_copies(log_a, log_b, layer, ids_a, ids_b)
+        for name in state_a:
+            np.testing.assert_array_equal(state_a[name], state_b[name], err_msg=name)
+    for name in ("stage0/host", "stage1/host", *(f"layer/{layer}/weights" for layer in LAYERS)):
+        assert parts_a[name].sha256 == parts_b[name].sha256, name
+    assert newest(log_a)["coordinator"]["transitions"] == newest(log_b)["coordinator"]["transitions"]
+
+
+@pytest.mark.ray
+def test_a_private_cluster_ends_with_its_run(
+    write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil  # type: ignore[import-untyped,unused-ignore]  # bundled in Ray
+
+    mark = f"esper-test-{os.getpid()}"
+    monkeypatch.setenv("ESPER_TEST_MARK", mark)
+    told = finish(train(write_config("own", train__epochs=2)))
+    assert "epoch    2/2" in told
+    left = [p.info["name"] for p in psutil.process_iter(["name"]) if marked(p, mark)]
+    assert left == []
+
+
+def marked(process: Any, mark: str) -> bool:
+    """Whether the process inherited this test's environment; exited ones did not."""
+    import psutil
+
+    if process.pid == os.getpid():
+        return False
+    try:
+        return bool(process.environ().get("ESPER_TEST_MARK") == mark)
+    except psutil.Error:
+        return False
