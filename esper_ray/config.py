@@ -190,7 +190,7 @@ class _PlainLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             raise ConfigError("the run file uses a YAML alias", "write the value out")
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         if getattr(event, "anchor", None) or getattr(event, "tag", None):
             raise ConfigError("the run file uses a YAML anchor or tag", "write plain values")
         return super().compose_node(parent, index)

@@ -48,6 +48,14 @@ class Split(ABC):
         """`count` samples, with replacement, as a pure function of `key`."""
         return self.take(keyed_integers(stream_key(*key), count, len(self)))
 
+    def spread(self, count: int) -> Tensor:
+        """Positions of `count` different samples at even distances, all of them if there are fewer.
+
+        Judging must not see a sample twice: it would look more certain than it is.
+        """
+        count = min(count, len(self))
+        return torch.arange(count) * len(self) // count
+
     def batches(self, size: int) -> Iterator[Batch]:
         """All samples in order, `size` at a time; the last batch may be smaller."""
         for first in range(0, len(self), size):
@@ -117,16 +125,18 @@ def _stdlib_documents() -> Iterator[bytes]:
 
 def stdlib_text(window: int = 8, cap_bytes: int = 2_000_000) -> Dataset:
     """The running Python's reference topics and library sources, split by document."""
-    if window < 1 or cap_bytes < 1_000:
+    if type(window) is not int or type(cap_bytes) is not int or window < 1 or cap_bytes < 1_000:
         raise ConfigError(
-            f"stdlib_text cannot use window {window} with cap_bytes {cap_bytes}",
-            "choose a window of at least 1 and at least 1000 bytes",
+            f"stdlib_text cannot use window {window!r} with cap_bytes {cap_bytes!r}",
+            "choose a whole window of at least 1 and at least 1000 bytes",
         )
     parts: dict[str, list[bytes]] = {name: [] for name in SPLITS}
     room = cap_bytes
     for content in _stdlib_documents():
         parts[split_of(content)].append(content[:room])
         room -= len(content[:room])
+        if room == 0:
+            break
     texts = {name: b"".join(parts[name]) for name in SPLITS}
     if min(map(len, texts.values())) <= window:
         raise ConfigError(

@@ -29,7 +29,7 @@ def reseed(key: int) -> None:
     `torch.manual_seed` would queue a call with a stack trace for every use before CUDA starts.
     """
     torch.default_generator.manual_seed(key)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(key)
 
 

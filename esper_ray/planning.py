@@ -7,13 +7,12 @@ import json
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from esper_ray import data
 from esper_ray.actors.lifecycle_coordinator import CoordinatorSpec
 from esper_ray.blueprints import BlueprintShape, blueprint
 from esper_ray.config import RunConfig
-from esper_ray.data import Dataset, DatasetCard
+from esper_ray.data import DatasetCard
 from esper_ray.errors import ConfigError
 from esper_ray.grafting import GraftingSettings, strategy_id
 from esper_ray.growth.assembly import (
@@ -65,7 +64,7 @@ def plan_run(config: RunConfig) -> RunPlan:
     """Match targets and check every size; ConfigError where something does not fit."""
     dataset = data.load(config.data.name, **config.data.args)
     factories = load_factories(config.model.factory, config.model.args)
-    sample = _sample(dataset)
+    sample, _ = dataset.train.take(torch.zeros(2, dtype=torch.int64))
     found = [module for stage in inspect_stages(factories, sample) for module in stage]
     matched = match_targets(found, config.seeds.targets)
     seeds = _seed_spec(config)
@@ -96,15 +95,6 @@ def plan_run(config: RunConfig) -> RunPlan:
         for index, factory in enumerate(factories)
     )
     return RunPlan(stages, layers, _coordinator_spec(config, len(stages)), dataset.card)
-
-
-def _sample(dataset: Dataset) -> Tensor:
-    try:
-        return dataset.train.take(torch.arange(2))[0]
-    except (IndexError, RuntimeError, TypeError) as error:
-        raise ConfigError(
-            f"data set {dataset.card.name!r} cannot be read: {error}", "check data.args"
-        ) from error
 
 
 def _seed_spec(config: RunConfig) -> SeedSpec:

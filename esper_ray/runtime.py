@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -11,6 +11,7 @@ from typing import Any, Self
 from esper_ray.actors.engines import Engine, LocalEngine, RayEngine, Start
 from esper_ray.actors.layer_actor import Restore
 from esper_ray.actors.placement import ClusterSettings
+from esper_ray.actors.remote import RemoteActor
 from esper_ray.config import RunConfig
 from esper_ray.errors import ConfigError
 from esper_ray.events.messages import EpochReport, Evaluation
@@ -89,6 +90,11 @@ class Runtime:
     ) -> None:
         """End every actor."""
         self.close()
+
+    @property
+    def actors(self) -> Sequence[RemoteActor]:
+        """Handles of the LayerActors, in stage order; none in a local run."""
+        return self._engine.actors if isinstance(self._engine, RayEngine) else ()
 
     def close(self) -> None:
         """End every actor, and the cluster if this run started it."""

@@ -17,6 +17,8 @@ from esper_ray.events.messages import EpochReport, Evaluation
 from esper_ray.growth.spec import StageSpec
 from esper_ray.storage import EpochRecord, Root
 
+_STEPS_IN_FLIGHT = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -101,7 +103,7 @@ class RayEngine:
     def __init__(self, settings: ClusterSettings) -> None:
         self._cluster = Cluster(settings)
         self._timeout_s = settings.step_timeout_s
-        self._layers: list[RemoteActor] = []
+        self.actors: list[RemoteActor] = []
 
     def connect(self, stages: int) -> None:
         """Start or join the cluster."""
@@ -109,35 +111,32 @@ class RayEngine:
 
     def open(self, start: Start) -> None:
         """See Engine."""
-        self._layers, self._coordinator = self._cluster.place(
+        self.actors, self._coordinator = self._cluster.place(
             start.stages, start.coordinator, start.root
         )
-        last = len(self._layers) - 1
+        last = len(self.actors) - 1
         setups = []
-        for index, layer in enumerate(self._layers):
+        for index, layer in enumerate(self.actors):
             peers: dict[str, RemoteActor] = {}
             if index > 0:
-                peers["previous"] = self._layers[index - 1]
+                peers["previous"] = self.actors[index - 1]
             if index < last:
-                peers["next"] = self._layers[index + 1]
+                peers["next"] = self.actors[index + 1]
             setups.append(layer.submit("setup", peers, self._coordinator, start.restore))
         self._wait(setups)
-        pipeline = ActorPipeline(self._layers, start.stage_of)
+        pipeline = ActorPipeline(self.actors, start.stage_of)
         self._ask("setup", pipeline, start.progress, start.epoch)
 
     def train_epoch(self, first_step: int, steps: int) -> None:
-        """See Engine. One call per actor and step, all submitted before the first is awaited."""
-        self._wait(
-            [
-                layer.submit("run_step", step)
-                for step in range(first_step, first_step + steps)
-                for layer in self._layers
-            ]
-        )
+        """See Engine. One call per actor and step, a window of them submitted at a time."""
+        last = first_step + steps
+        for start in range(first_step, last, _STEPS_IN_FLIGHT):
+            window = range(start, min(start + _STEPS_IN_FLIGHT, last))
+            self._wait([layer.submit("run_step", step) for step in window for layer in self.actors])
 
     def end_epoch(self, epoch: int) -> EpochReport:
         """See Engine."""
-        self._wait([layer.submit("end_epoch", epoch) for layer in self._layers])
+        self._wait([layer.submit("end_epoch", epoch) for layer in self.actors])
         report = self._ask("end_epoch", epoch)
         if not isinstance(report, EpochReport):
             raise TypeError(f"the coordinator answered {type(report).__name__}")
@@ -159,34 +158,38 @@ class RayEngine:
 
     def _wait(self, pending: list[Any]) -> list[Any]:
         """Results in order; the first failure aborts every layer and is raised as its cause."""
-        import ray
-        from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+        from ray.exceptions import RayError, RayTaskError
 
-        results, left = {}, list(pending)
         try:
-            while left:
-                done, left = ray.wait(left, num_returns=1, timeout=self._timeout_s)
-                if not done:
-                    raise RunFailed(
-                        f"no actor answered within {self._timeout_s:.0f} s",
-                        "raise cluster.step_timeout_s if a step may take longer",
-                    )
-                results[done[0]] = ray.get(done[0], timeout=self._timeout_s)
+            return self._results(pending)
         except RayTaskError as error:
             self._abort(str(error.cause))
             if isinstance(error.cause, EsperError):
                 raise error.cause from None
             raise RunFailed(f"an actor failed: {error.cause!r}") from error
-        except (RayError, GetTimeoutError, RunFailed) as error:
+        except RayError as error:
             self._abort(type(error).__name__)
-            if isinstance(error, RunFailed):
-                raise
             raise RunFailed(
                 f"an actor is lost: {type(error).__name__}",
                 "run the same command again with --resume auto",
             ) from error
-        return [results[ref] for ref in pending]
+
+    def _results(self, pending: list[Any]) -> list[Any]:
+        """Wait for all, but not past the first that failed."""
+        import ray
+
+        left = pending
+        while left:
+            done, left = ray.wait(left, num_returns=1, timeout=self._timeout_s)
+            if not done:
+                self._abort("timed out")
+                raise RunFailed(
+                    f"no actor answered within {self._timeout_s:.0f} s",
+                    "raise cluster.step_timeout_s if a step may take longer",
+                )
+            ray.get(done)
+        return ray.get(pending)
 
     def _abort(self, reason: str) -> None:
-        for layer in self._layers:
+        for layer in self.actors:
             layer.tell("abort", reason)

@@ -108,7 +108,7 @@ class LayerActor:
     def evaluate(self, request: EvaluationRequest) -> Evaluation | None:
         """The whole split forward under every alpha setting; changes nothing."""
         sends: list[Send] = []
-        for number in range(self._stage.evaluation_batches):
+        for number in range(self._stage.evaluation_batches(request)):
             tag: Tag = ("evaluate", request.number, number)
             received = self._transport.exchange(sends, [] if self._spec.first else [tag])
             y = self._stage.evaluate(request, number, received[0] if received else None)

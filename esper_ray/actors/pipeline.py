@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -62,11 +63,7 @@ class ActorPipeline:
 
     async def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """Every stage runs its part; the last one answers."""
-        for actor in self.actors[:-1]:
-            actor.tell("evaluate", request)
-        result = await self.actors[-1].ask("evaluate", request)
-        if not isinstance(result, Evaluation):
-            raise TypeError(f"the last stage answered {type(result).__name__}, not Evaluation")
+        result: Evaluation = (await self._all("evaluate", request))[-1]
         return result
 
     async def apply(
@@ -75,19 +72,19 @@ class ActorPipeline:
         """Offer each layer its batch, then let the owners apply."""
         for batch in batches:
             await self.actors[self.stage_of[batch.layer_id]].ask("offer", batch)
-        receipts: list[TransitionReceipt] = []
-        for index, actor in enumerate(self.actors):
-            own = [m for m in metrics if self.stage_of[m.layer_id] == index]
-            if own or any(self.stage_of[b.layer_id] == index for b in batches):
-                receipts += await actor.ask("apply", own)
-        return receipts
+        own: dict[int, list[MetricsBatch]] = {self.stage_of[b.layer_id]: [] for b in batches}
+        for measured in metrics:
+            own.setdefault(self.stage_of[measured.layer_id], []).append(measured)
+        asked = [self.actors[index].ask("apply", part) for index, part in own.items()]
+        return [receipt for receipts in await asyncio.gather(*asked) for receipt in receipts]
 
     async def save(self) -> list[SegmentRef]:
         """All stages store at once."""
-        refs: list[SegmentRef] = []
-        for actor in self.actors:
-            refs += await actor.ask("save")
-        return refs
+        return [ref for refs in await self._all("save") for ref in refs]
+
+    async def _all(self, method: str, *args: object) -> list[Any]:
+        """Ask every actor at once; the first failure is raised without waiting for the rest."""
+        return await asyncio.gather(*(actor.ask(method, *args) for actor in self.actors))
 
 
 class LocalPipeline:
@@ -122,7 +119,7 @@ class LocalPipeline:
 
     async def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """See Pipeline."""
-        for number in range(self.stages[0].evaluation_batches):
+        for number in range(self.stages[0].evaluation_batches(request)):
             x: Tensor | None = None
             for stage in self.stages:
                 x = stage.evaluate(request, number, x)

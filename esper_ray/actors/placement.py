@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 NAMESPACE = "esper"
 _CONNECT_S = 5.0
+_SETTINGS = b"\x04"
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0" * 5
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
@@ -53,6 +55,8 @@ class Cluster:
     def connect(self, stages: int) -> None:
         """Start or join the cluster at `address`; ClusterUnavailable where none answers."""
         address = self.settings.address
+        if address == "auto":
+            address = os.environ.get("RAY_ADDRESS") or address  # as Ray does, but checked here
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         if address not in ("local", "auto"):
@@ -109,6 +113,8 @@ class Cluster:
 
     def close(self) -> None:
         """End the actors and give back their places; end the cluster if it was started here."""
+        if not (self._connected_here or self._groups):
+            return  # also saves importing Ray
         import ray
         from ray.util.placement_group import remove_placement_group
 
@@ -133,12 +139,22 @@ def _check_reachable(address: str) -> None:
             f"cluster.address {address!r} is not HOST:PORT", "use local, auto or HOST:PORT"
         )
     try:
-        socket.create_connection((host, int(port)), _CONNECT_S).close()
+        with socket.create_connection((host, int(port)), _CONNECT_S) as connection:
+            _greet(connection)
     except (OSError, OverflowError, ValueError) as error:  # ValueError: no name that DNS knows
         raise ClusterUnavailable(
             f"no Ray cluster answers at {address!r}: {error}",
             "check the address, or set cluster.address to local",
         ) from error
+
+
+def _greet(connection: socket.socket) -> None:
+    """Raise OSError unless the other side speaks HTTP/2, as a Ray head does, in time."""
+    if os.environ.get("RAY_USE_TLS") in (None, "", "0"):
+        connection.sendall(_HTTP2_HELLO)
+        answer = connection.recv(9)
+        if answer[3:4] != _SETTINGS:
+            raise ConnectionError("something else than Ray listens there")
 
 
 def _use_token(*, private: bool) -> None:

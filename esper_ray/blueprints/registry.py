@@ -27,6 +27,13 @@ class BlueprintShape:
     chunk: int
     hidden: int
 
+    def __post_init__(self) -> None:
+        if self.chunk < 1 or self.hidden < 1:
+            raise ConfigError(
+                f"a blueprint cannot have chunk {self.chunk} and hidden {self.hidden}",
+                "give both sizes of at least 1",
+            )
+
 
 class Blueprint(ABC):
     """A small module that reads and writes one chunk, computed for many seeds at once.

@@ -16,6 +16,9 @@ from torch import Tensor
 from esper_ray.errors import ConfigError
 
 
+_LONGEST_PAUSE: Final = 2**15 - 1  # the pause column is int16
+
+
 @dataclass(frozen=True, slots=True)
 class GraftingSettings:
     """`ramp_epochs` from alpha 0 to 1; drift is relative weight change per optimiser step."""
@@ -27,8 +30,12 @@ class GraftingSettings:
     def __post_init__(self) -> None:
         if self.ramp_epochs < 1:
             raise ConfigError(f"ramp_epochs must be at least 1, got {self.ramp_epochs}")
-        if self.pause_epochs < 0:
-            raise ConfigError(f"pause_epochs must not be negative, got {self.pause_epochs}")
+        if not 0 <= self.pause_epochs <= _LONGEST_PAUSE:
+            raise ConfigError(
+                f"pause_epochs must be in 0..{_LONGEST_PAUSE}, got {self.pause_epochs}"
+            )
+        if not self.drift_threshold >= 0:
+            raise ConfigError(f"drift_threshold must not be negative, got {self.drift_threshold}")
 
 
 class GraftingColumns(NamedTuple):
@@ -67,7 +74,7 @@ class GraftingStrategyBase(ABC):
         self._scalar = self.advance(
             torch.tensor([current_epoch]),
             total_epochs,
-            torch.tensor([metrics.get("weight_drift", 0.0)]),
+            torch.tensor([metrics.get("weight_drift", 0.0)], dtype=torch.float64),
             before._replace(alpha=held),
         )
         return float(self._scalar.alpha)
@@ -104,7 +111,7 @@ class DriftControlledGrafting(GraftingStrategyBase):
         alpha, pause, pauses = columns
         drifting = drift > self.settings.drift_threshold
         armed = torch.where(drifting, self.settings.pause_epochs, pause)
-        begins = drifting & (pause == 0)
+        begins = (armed > 0) & (pause == 0)
         holds = (armed > 0) | ~drift.isfinite()
         return GraftingColumns(
             torch.where(holds, alpha, _ramp(epochs, ramp, alpha)),

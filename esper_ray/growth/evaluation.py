@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from esper_ray.data import Batch, Split
+from esper_ray.data import Split
 from esper_ray.events.messages import Evaluation, EvaluationRequest
 from esper_ray.growth.spec import StageSpec
 from esper_ray.layers import ChunkedKasminaLayer
@@ -34,17 +34,17 @@ class StageEvaluator:
         self._losses: list[Tensor] = []
         self._correct: list[Tensor] = []
 
-    @property
-    def batches(self) -> int:
+    def batches(self, split: Split) -> int:
         """Number of `forward` calls that make up one evaluation."""
-        return -(-self._spec.data.evaluation_samples // BATCH)
+        return -(-len(self._positions(split)) // BATCH)
 
     @torch.no_grad()
     def forward(
         self, request: EvaluationRequest, split: Split, number: int, received: Tensor | None
     ) -> Tensor | None:
         """Output for batch `number`, (settings * samples, ...); None on the last stage."""
-        x, targets = self._batch(request, split, number)
+        first = number * BATCH
+        x, targets = split.take(self._positions(split)[first : first + BATCH])
         if received is None:
             received = x.repeat(request.settings, *(1,) * (x.ndim - 1))
         self._module.eval()
@@ -67,10 +67,8 @@ class StageEvaluator:
         self._losses, self._correct = [], []
         return summarise(losses, correct)
 
-    def _batch(self, request: EvaluationRequest, split: Split, number: int) -> Batch:
-        samples = self._spec.data.evaluation_samples
-        size = min(BATCH, samples - number * BATCH)
-        return split.draw(size, "evaluation", request.split, number)
+    def _positions(self, split: Split) -> Tensor:
+        return split.spread(self._spec.data.evaluation_samples)
 
 
 @contextmanager

@@ -131,10 +131,9 @@ class Stage:
 
     # ---- evaluation --------------------------------------------------------------------------
 
-    @property
-    def evaluation_batches(self) -> int:
-        """Number of `evaluate` calls that one evaluation needs."""
-        return self._evaluator.batches
+    def evaluation_batches(self, request: EvaluationRequest) -> int:
+        """Number of `evaluate` calls that the request needs."""
+        return self._evaluator.batches(self._data.split(request.split))
 
     def evaluate(
         self, request: EvaluationRequest, number: int, received: Tensor | None

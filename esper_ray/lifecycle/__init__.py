@@ -1,5 +1,6 @@
 """States, transitions and gates of a seed: tables and pure functions, standard library only."""
 
+from esper_ray.lifecycle.context import TransitionContext
 from esper_ray.lifecycle.gates import GATES, GateSettings
 from esper_ray.lifecycle.manager import Decision, LifecycleManager, TransitionRequest
 from esper_ray.lifecycle.states import (
@@ -11,7 +12,7 @@ from esper_ray.lifecycle.states import (
     Cause,
     ExtendedLifecycle,
 )
-from esper_ray.lifecycle.transitions import StateTransition, TransitionContext
+from esper_ray.lifecycle.transitions import StateTransition
 
 __all__ = [
     "ACTIVE_STATES",

@@ -9,13 +9,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from esper_ray.errors import ConfigError
+from esper_ray.lifecycle.context import TransitionContext
 from esper_ray.lifecycle.states import ExtendedLifecycle
-
-if TYPE_CHECKING:
-    from esper_ray.lifecycle.transitions import TransitionContext
 
 _S = ExtendedLifecycle
 
@@ -50,7 +47,7 @@ class GateSettings:
         }
 
 
-Gate = Callable[["TransitionContext", GateSettings], str | None]
+Gate = Callable[[TransitionContext, GateSettings], str | None]
 
 
 def _metric(context: TransitionContext, name: str) -> float | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from esper_ray.lifecycle.context import TransitionContext
 from esper_ray.lifecycle.gates import GateSettings
 from esper_ray.lifecycle.states import MINIMUM_EPOCHS, Cause, ExtendedLifecycle
-from esper_ray.lifecycle.transitions import StateTransition, TransitionContext
+from esper_ray.lifecycle.transitions import StateTransition
 
 _S = ExtendedLifecycle
 

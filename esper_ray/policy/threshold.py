@@ -128,7 +128,8 @@ def _metrics(report: LayerReport, seed_id: int) -> dict[str, float]:
     found = report.measured.get(seed_id)
     if found is None:
         return values
-    values["alpha_one_loss_ratio"] = found.loss_on / found.loss_off
+    if found.loss_off != 0:
+        values["alpha_one_loss_ratio"] = found.loss_on / found.loss_off
     for name in ("performance_delta", "total_improvement"):
         values[name], values[f"{name}_low"] = found.delta, found.delta_low
     return values

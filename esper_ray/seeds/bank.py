@@ -76,8 +76,8 @@ class SeedBank(nn.Module):
             if not spec.bound:
                 continue
             uniform = keyed_uniform(stream_key(stream, name), identity, math.prod(spec.shape))
-            values = (uniform * 2 - 1) * spec.bound
-            self.weights[name][rows] = values.view(-1, *spec.shape)
+            values = ((uniform * 2 - 1) * spec.bound).view(-1, *spec.shape)
+            self.weights[name][rows] = values.to(self.weights[name].dtype)
 
     @torch.no_grad()
     def park(self, rows: Tensor) -> None:

@@ -59,6 +59,7 @@ class ChunkManager(nn.Module):
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """Views of x (..., width), one per seed."""
+        self._check_width(x)
         views: tuple[Tensor, ...] = torch.split(x, self.sizes.tolist(), dim=-1)
         return views
 
@@ -68,6 +69,7 @@ class ChunkManager(nn.Module):
 
     def pack(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., seeds, chunk_width), short chunks padded with zeros."""
+        self._check_width(x)
         shape = (*x.shape[:-1], self.num_seeds, self.chunk_width)
         if self.even:
             return x.reshape(shape)
@@ -78,3 +80,7 @@ class ChunkManager(nn.Module):
         """The inverse of `pack`; padding is dropped."""
         flat = packed.flatten(-2)
         return flat if self.even else flat.index_select(-1, self._slots)
+
+    def _check_width(self, x: Tensor) -> None:
+        if x.shape[-1] != self.width:  # a wider x would lose features in silence
+            raise ValueError(f"got {x.shape[-1]} features, but the chunks divide {self.width}")

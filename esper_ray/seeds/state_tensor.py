@@ -20,6 +20,7 @@ from esper_ray.lifecycle import (
 )
 
 HISTORY_LENGTH: Final = 10
+_LARGEST_COUNT: Final = 32_760  # of transitions in int16: whole rings, so that the cursor goes on
 _S = ExtendedLifecycle
 _STATES: Final = len(ExtendedLifecycle)
 _NO_BLUEPRINT: Final = (_S.DORMANT, _S.CULLED, _S.CANCELLED)
@@ -59,6 +60,16 @@ def _transition_table() -> NDArray[np.bool_]:
 
 
 _TABLE: Final = _transition_table()
+
+
+def _in_table(source: NDArray[np.int32], target: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Whether each move is legal; one from or to a code that no state has is not."""
+    known = (np.minimum(source, target) >= 0) & (np.maximum(source, target) < _STATES)
+    return known & _TABLE[np.where(known, source, 0), np.where(known, target, 0)]
+
+
+def _forget_view(state: ExtendedStateTensor, _: object) -> None:
+    state.changed()
 
 
 def _member(*states: ExtendedLifecycle) -> Tensor:
@@ -126,6 +137,7 @@ class ExtendedStateTensor(nn.Module):
         }.items():
             self.register_buffer(name, value, persistent=False)
         self._view: SeedView | None = None
+        self.register_load_state_dict_post_hook(_forget_view)
         self.to(device)
 
     @property
@@ -148,7 +160,7 @@ class ExtendedStateTensor(nn.Module):
                 generation=self.generation.cpu().numpy().copy(),
                 strategy=columns[self.GRAFTING_STRATEGY],
                 error_count=columns[self.ERROR_COUNT],
-                alpha=self.alpha.cpu().numpy().copy(),
+                alpha=self.alpha.float().cpu().numpy().copy(),
             )
         return self._view
 
@@ -164,17 +176,13 @@ class ExtendedStateTensor(nn.Module):
         Returns (applied, reason) per row; mode "all" applies every row or none. Raises ValueError
         for repeated and IndexError for unknown seed ids, with nothing changed.
         """
-        ids = batch.seed_ids
-        if len(np.unique(ids)) != len(ids):
-            raise ValueError(f"seed ids repeat in one batch: {sorted(ids.tolist())}")
-        if len(ids) and not 0 <= ids.min() <= ids.max() < self.num_seeds:
-            raise IndexError(f"seed ids {ids.tolist()} are not all in 0..{self.num_seeds - 1}")
-        view = self.view()
+        ids, view = batch.seed_ids, self.view()
+        self._check_ids(ids)
         reason = np.select(
             [
                 view.generation[ids] != batch.expected_generation,
                 view.state[ids] != batch.expected_state,
-                ~_TABLE[batch.expected_state, batch.target],
+                ~_in_table(batch.expected_state, batch.target),
             ],
             [Refusal.STALE_GENERATION, Refusal.STALE_STATE, Refusal.NOT_IN_TABLE],
             Refusal.NONE,
@@ -186,13 +194,20 @@ class ExtendedStateTensor(nn.Module):
             self._commit(batch.take(applied))
         return applied, reason
 
+    def _check_ids(self, ids: NDArray[np.int64]) -> None:
+        if len(np.unique(ids)) != len(ids):
+            raise ValueError(f"seed ids repeat in one batch: {sorted(ids.tolist())}")
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.num_seeds:
+            raise IndexError(f"seed ids {ids.tolist()} are not all in 0..{self.num_seeds - 1}")
+
     def _commit(self, batch: TransitionBatch) -> None:
         device = self.columns.device
         rows = torch.from_numpy(batch.seed_ids).to(device)
         target = torch.from_numpy(batch.target).to(device)
         source = self.columns[self.LIFECYCLE_STATE, rows]
         entry = source | target << 8 | torch.from_numpy(batch.cause).to(device) << 16
-        slot = self.transition_count[rows].long() % HISTORY_LENGTH
+        count = self.transition_count[rows]
+        slot = count.long() % HISTORY_LENGTH
         epoch = torch.full_like(entry, batch.epoch)
         new = self.columns[:, rows]  # (8, rows), a copy
         new[self.LIFECYCLE_STATE] = target
@@ -209,7 +224,8 @@ class ExtendedStateTensor(nn.Module):
         new[self.BLUEPRINT_ID] = torch.where(freed, -1, new[self.BLUEPRINT_ID])
         self.columns[:, rows] = new
         self.transition_history[rows, slot] = torch.stack((entry, epoch), dim=1)
-        self.transition_count[rows] += 1
+        count = torch.where(count < _LARGEST_COUNT, count, HISTORY_LENGTH)
+        self.transition_count[rows] = count + 1
         self.alpha[rows] = self._blended[target.long()].to(self.alpha.dtype)
         self.pause[rows] = 0
         self._view = None
@@ -231,9 +247,14 @@ class ExtendedStateTensor(nn.Module):
     def count_errors(self, failed: Tensor) -> None:
         """Add one to the error count of the rows where `failed` (seeds,) is True."""
         self.columns[self.ERROR_COUNT] += failed.to(torch.int32)
+        self._view = None
 
     def record(self, batch: MetricsBatch) -> None:
-        """Store measured metrics; a column whose valid bit is clear keeps its old value."""
+        """Store measured metrics; a column whose valid bit is clear keeps its old value.
+
+        Raises as `compare_and_set` does for repeated and unknown seed ids.
+        """
+        self._check_ids(batch.seed_ids)
         rows = torch.from_numpy(batch.seed_ids).to(self.columns.device)
         values = torch.from_numpy(batch.metrics).to(self.columns.device)
         bits = torch.from_numpy(batch.valid).to(self.columns.device)

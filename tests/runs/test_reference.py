@@ -9,7 +9,7 @@ import pytest
 
 from esper_ray.config import RunConfig
 from esper_ray.events.messages import EpochReport
-from esper_ray.runtime import Runtime, RunResult
+from esper_ray.runtime import RunResult, Runtime
 
 ConfigMaker = Callable[..., RunConfig]
 

@@ -103,7 +103,9 @@ def test_a_run_killed_while_grafting_resumes_bit_for_bit(
             np.testing.assert_array_equal(state_a[name], state_b[name], err_msg=name)
     for name in ("stage0/host", "stage1/host", *(f"layer/{layer}/weights" for layer in LAYERS)):
         assert parts_a[name].sha256 == parts_b[name].sha256, name
-    assert newest(log_a)["coordinator"]["transitions"] == newest(log_b)["coordinator"]["transitions"]
+    assert (
+        newest(log_a)["coordinator"]["transitions"] == newest(log_b)["coordinator"]["transitions"]
+    )
 
 
 @pytest.mark.ray

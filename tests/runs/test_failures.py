@@ -1,0 +1,108 @@
+"""What ends a run early, and what a seed that fails gets back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from esper_ray.actors.persistence import read_state
+from esper_ray.config import RunConfig
+from esper_ray.errors import RunFailed
+from esper_ray.events.messages import EpochReport
+from esper_ray.lifecycle import ExtendedLifecycle
+from esper_ray.runtime import Runtime
+from esper_ray.storage import RunLog, codec, manifest
+
+ConfigMaker = Callable[..., RunConfig]
+
+
+def test_a_seed_that_never_blends_in_gets_its_weights_back(make_config: ConfigMaker) -> None:
+    always_paused = {"strategy": "drift_controlled", "ramp_epochs": 2, "drift_threshold": 1e-9}
+    config = make_config(seeds__grafting=always_paused, train__epochs=18)
+    with Runtime(config, local=True) as runtime:
+        runtime.fit("never")
+        log, layers = RunLog(runtime.root), list(runtime.plan.stage_of)
+    parts = {ref.name: ref for ref in manifest.segments(log.read_commit(log.lineage()[0]))}
+    for layer in layers:
+        state = read_state(log, parts, layer)
+        assert (state["lifecycle_state"] == ExtendedLifecycle.ROLLED_BACK).all()
+        assert (state["parent_state"] == ExtendedLifecycle.GRAFTING).all()
+        assert (state["alpha"] == 0).all()
+        now, copy = (
+            codec.decode_tensors(log.read_segment(parts[f"layer/{layer}/{part}"]))
+            for part in ("weights", "rollback")
+        )
+        assert now.keys() == copy.keys()
+        assert len(now["seed_id"]) == 4
+        assert all(torch.equal(now[name], copy[name]) for name in now)
+        assert now["w_out"].abs().max() > 0  # trained, not newborn
+
+
+@pytest.mark.ray
+def test_a_lost_actor_ends_the_run_and_says_how_to_go_on(
+    make_config: ConfigMaker, ray_cluster: str
+) -> None:
+    import ray
+
+    runtime = Runtime(make_config(cluster__address=ray_cluster))
+
+    def kill_one(report: EpochReport) -> None:
+        if report.epoch == 1:
+            ray.kill(runtime.actors[0].handle)
+
+    with runtime, pytest.raises(RunFailed) as failed:
+        runtime.fit("never", on_epoch=kill_one)
+    assert "--resume auto" in failed.value.hint
+
+
+def command(config: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "esper_ray", "train", str(config), *options]
+
+
+@pytest.mark.ray
+def test_a_full_cluster_is_waited_for_and_then_reported(
+    write_config: Callable[..., Path], ray_cluster: str
+) -> None:
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    taken = placement_group([{"CPU": 3.0}])
+    ray.get(taken.ready(), timeout=60)
+    try:
+        config = write_config("full", cluster__address=ray_cluster)
+        done = subprocess.run(
+            [*command(config), "--set", "cluster.wait_for_resources_s=2"],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+    finally:
+        remove_placement_group(taken)
+    assert done.returncode == 6, done.stderr
+    assert "need 2 CPU, cluster has 4 (1 free)" in done.stderr
+
+
+def test_an_interrupt_ends_the_run_with_130(write_config: Callable[..., Path]) -> None:
+    config = write_config("interrupted", train__epochs=5_000)
+    process = subprocess.Popen(
+        command(config, "--local"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+    )
+    assert process.stderr is not None
+    next(line for line in process.stderr if line.startswith("epoch"))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert err.splitlines()[-1] == "error: interrupted"
