@@ -17,9 +17,7 @@ from esper_ray.lifecycle import MINIMUM_EPOCHS, ExtendedLifecycle, GateSettings
 
 MAX_BYTES = 1 << 20
 MAX_SHOWN = 200
-MAX_DEPTH = 32
-Size = Annotated[int, Field(ge=1, le=1_000_000)]
-"""Of tensors: what no machine could hold is refused here, not by the allocator."""
+Size = Annotated[int, Field(ge=1, le=1_000_000)]  # what no machine holds, no allocator is asked for
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 NotNegative = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Rate = Annotated[float, Field(gt=0, lt=1e3)]
@@ -28,7 +26,7 @@ Rate = Annotated[float, Field(gt=0, lt=1e3)]
 class Section(BaseModel):
     """A part of the run file; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class DataConfig(Section):
@@ -188,11 +186,9 @@ class _PlainLoader(yaml.SafeLoader):
     """YAML without aliases and tags, with every key once."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise ConfigError("the run file uses a YAML alias", "write the value out")
         event = self.peek_event()  # type: ignore[no-untyped-call]
-        if getattr(event, "anchor", None) or getattr(event, "tag", None):
-            raise ConfigError("the run file uses a YAML anchor or tag", "write plain values")
+        if getattr(event, "anchor", None) or getattr(event, "tag", None):  # an alias has an anchor
+            raise yaml.YAMLError("aliases, anchors and tags are refused, write the value out")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -200,10 +196,9 @@ class _PlainLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise ConfigError(f"the key {_cut(repr(key))} is not text", "quote it")
+                raise yaml.YAMLError(f"the key {key!r} is not text, quote it")
             if key in seen:
-                shown = _cut(repr(key))
-                raise ConfigError(f"the key {shown} stands twice in the run file", "keep one")
+                raise yaml.YAMLError(f"the key {key!r} stands twice")
             seen.add(key)
         return dict(super().construct_mapping(node, deep))
 
@@ -215,12 +210,10 @@ _PlainLoader.add_implicit_resolver(  # YAML 1.1 reads 2e-3, without a dot, as te
 )
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str | bytes) -> Any:
     """Plain values of a YAML text; ConfigError where it is not YAML."""
     try:
         return yaml.load(text, Loader=_PlainLoader)
-    except ConfigError:
-        raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2025-13-45
         raise ConfigError(f"not valid YAML: {_cut(' '.join(str(error).split()))}") from error
 
@@ -231,13 +224,11 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     try:
         with file.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)  # a device has no size
-        text = data.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"cannot read the run file {file}: {reason}", "check its path") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read the run file {file}: {error}") from error
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{file} is larger than {MAX_BYTES} bytes", "shorten it")
-    values = parse_yaml(text)
+    values = parse_yaml(data)
     if not isinstance(values, dict):
         raise ConfigError(f"{file} holds no keys", "start from examples/stdlib_lm.yaml")
     for override in overrides:
@@ -247,7 +238,7 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
 
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
     """A checked run file from plain values; ConfigError names the first bad key."""
-    _check_plain(values, "")
+    _check_plain(values)
     try:
         return RunConfig.model_validate(dict(values))
     except ValidationError as error:
@@ -257,10 +248,7 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
 def _override(values: dict[str, Any], override: str) -> None:
     name, sign, text = override.partition("=")
     if not sign or not name:
-        raise ConfigError(
-            f"--set {_cut(repr(override))} is not of the form section.key=value",
-            "for example --set train.epochs=10",
-        )
+        raise ConfigError(f"--set {_cut(repr(override))} is not of the form section.key=value")
     *sections, key = name.split(".")
     for section in sections:
         values = values.setdefault(section, {})
@@ -269,29 +257,21 @@ def _override(values: dict[str, Any], override: str) -> None:
     values[key] = parse_yaml(text)
 
 
-def _check_plain(value: object, name: str, depth: int = 0) -> None:
+def _check_plain(value: object, name: str = "", levels: int = 32) -> None:
     """Refuse what no checkpoint's manifest could hold, in free-form arguments too."""
-    problem = ""
-    if depth > MAX_DEPTH:
-        problem = f"nested more than {MAX_DEPTH} deep"
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            _check_plain(item, f"{name}.{key}" if name else str(key), depth + 1)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _check_plain(item, name, depth + 1)
-    elif isinstance(value, str):
-        problem = "" if _storable(value) else "not printable text"
-    elif isinstance(value, int | float):
-        problem = "" if -(2**63) <= value < 2**63 else "not a finite 64-bit number"
-    elif value is not None:
-        problem = f"a {type(value).__name__}, not plain text or a number"
-    if problem:
-        raise ConfigError(f"{_cut(name)}: the value is {problem}", "see the README for every key")
+    inside = dict(enumerate(value)) if isinstance(value, list) else value
+    if isinstance(inside, Mapping) and levels:
+        for key, item in inside.items():
+            _check_plain(item, f"{name}.{key}".lstrip("."), levels - 1)
+    elif not _storable(value):
+        kind = f"a {type(value).__name__} that is neither printable text nor a finite 64-bit number"
+        raise ConfigError(f"{_cut(name)}: {kind}")
 
 
-def _storable(text: str) -> bool:
-    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
+def _storable(value: object) -> bool:
+    if isinstance(value, int | float):
+        return -(2**63) <= value < 2**63
+    return value is None or (isinstance(value, str) and value.isprintable())
 
 
 def _explain(error: ValidationError) -> ConfigError:
@@ -310,12 +290,9 @@ def _explain(error: ValidationError) -> ConfigError:
 
 
 def _fields_at(path: list[str]) -> list[str]:
-    section: type[BaseModel] = RunConfig
+    section: Any = RunConfig
     for part in path:
-        kind = section.model_fields[part].annotation
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            return []
-        section = kind
+        section = section.model_fields[part].annotation
     return list(section.model_fields)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from esper_ray import data
 from esper_ray.actors.lifecycle_coordinator import CoordinatorSpec
@@ -65,7 +67,7 @@ def plan_run(config: RunConfig) -> RunPlan:
     dataset = data.load(config.data.name, **config.data.args)
     factories = load_factories(config.model.factory, config.model.args)
     sample, _ = dataset.train.take(torch.zeros(2, dtype=torch.int64))
-    found = [module for stage in inspect_stages(factories, sample) for module in stage]
+    found = _modules(factories, sample)
     matched = match_targets(found, config.seeds.targets)
     seeds = _seed_spec(config)
     layers = tuple(_layer_plan(config, seeds, factories, module) for module in matched)
@@ -95,6 +97,15 @@ def plan_run(config: RunConfig) -> RunPlan:
         for index, factory in enumerate(factories)
     )
     return RunPlan(stages, layers, _coordinator_spec(config, len(stages)), dataset.card)
+
+
+def _modules(factories: list[StageFactory], sample: Tensor) -> list[ModuleInfo]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Initializing zero-element tensors", UserWarning)
+        try:
+            return [module for stage in inspect_stages(factories, sample) for module in stage]
+        except UserWarning as error:
+            raise ConfigError("a layer of the model is of size 0", "check model.args") from error
 
 
 def _seed_spec(config: RunConfig) -> SeedSpec:

@@ -110,9 +110,11 @@ class LifecycleCoordinator:
             self._progress = Progress.from_json(progress)
 
     async def ingest(self, report: StageReport) -> None:
-        """Take a stage's report; the newest of a stage wins."""
-        self._reports[report.stage] = report
-        self._arrived.set()
+        """Take a stage's report; the newest of a stage wins, in whatever order they arrive."""
+        known = self._reports.get(report.stage)
+        if known is None or report.epoch >= known.epoch:
+            self._reports[report.stage] = report
+            self._arrived.set()
 
     async def end_epoch(self, epoch: int) -> EpochReport:
         """Judge, decide, have it applied and, where due, commit; all before the next step."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from esper_ray.actors.layer_actor import CONCURRENCY_GROUPS, METHOD_GROUPS, LayerActor
 from esper_ray.actors.lifecycle_coordinator import CoordinatorSpec, LifecycleCoordinator
+from esper_ray.actors.processes import cluster_processes, end_processes
 from esper_ray.actors.remote import RemoteActor
 from esper_ray.errors import ClusterUnavailable, ResourcesTimeout
 from esper_ray.growth.spec import StageSpec
@@ -127,7 +128,9 @@ class Cluster:
         self._actors.clear()
         self._groups.clear()
         if self._connected_here:
+            private = cluster_processes() if self.settings.address == "local" else []
             ray.shutdown()
+            end_processes(private)
             self._connected_here = False
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from esper_ray.errors import ConfigError
 
-
 _LONGEST_PAUSE: Final = 2**15 - 1  # the pause column is int16
 
 

@@ -146,7 +146,9 @@ def load_host(stage: Stage, tensors: Tensors) -> None:
     present.update((f"buffer/{n}", b) for n, b in host_buffers(stage).items())
     moments = {name for name in tensors if name.startswith("adam/")}
     if set(tensors) - moments != set(present):
-        raise CorruptError(f"host tensors differ: {sorted(set(tensors) ^ set(present))[:3]}")
+        raise CorruptError(
+            f"host tensors differ: {sorted((set(tensors) - moments) ^ set(present))[:3]}"
+        )
     for name, value in present.items():
         if tensors[name].shape != value.shape or tensors[name].dtype != value.dtype:
             raise CorruptError(f"host tensor {name} is {tuple(tensors[name].shape)} in storage")

@@ -137,7 +137,7 @@ class ExtendedStateTensor(nn.Module):
         }.items():
             self.register_buffer(name, value, persistent=False)
         self._view: SeedView | None = None
-        self.register_load_state_dict_post_hook(_forget_view)
+        self.register_load_state_dict_post_hook(_forget_view)  # type: ignore[no-untyped-call]
         self.to(device)
 
     @property

@@ -106,11 +106,13 @@ class CheckpointManager:
         damaged = len(history) - len(steps)
         shown = ", ".join(f"step={step}" for step in steps[:_SHOWN])
         more = ", ..." if len(steps) > _SHOWN else ""
-        unread = f"; {damaged} more cannot be read" if damaged else ""
-        raise CheckpointNotFound(
-            f"no checkpoint {selector!r} at {self._url}: it has {shown or 'none'}{more}{unread}",
-            "use @latest or @step=N with one of these",
-        )
+        found = f"no checkpoint {selector!r} at {self._url}: it has {shown or 'none'}{more}"
+        if damaged and wanted is not None:
+            raise CorruptError(
+                f"{found}; {damaged} more cannot be read, {selector} may be one of them",
+                "use one of the steps that can be read",
+            )
+        raise CheckpointNotFound(found, "use @latest or @step=N with one of these")
 
     def _row(self, seq: int) -> dict[str, Any]:
         row: dict[str, Any] = {"seq": seq, "step": None, "epoch": None, "time": None}

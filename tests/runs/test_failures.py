@@ -46,6 +46,7 @@ def test_a_seed_that_never_blends_in_gets_its_weights_back(make_config: ConfigMa
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(300)
 def test_a_lost_actor_ends_the_run_and_says_how_to_go_on(
     make_config: ConfigMaker, ray_cluster: str
 ) -> None:
@@ -67,6 +68,7 @@ def command(config: Path, *options: str) -> list[str]:
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(300)
 def test_a_full_cluster_is_waited_for_and_then_reported(
     write_config: Callable[..., Path], ray_cluster: str
 ) -> None:

@@ -42,6 +42,7 @@ def blended_epochs(reports: list[EpochReport]) -> int:
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(300)
 def test_actors_train_as_one_process_does_step_by_step(
     make_config: ConfigMaker, ray_cluster: str
 ) -> None:
@@ -58,6 +59,7 @@ def test_actors_train_as_one_process_does_step_by_step(
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(300)
 def test_more_micro_batches_in_flight_than_stages_change_no_loss(
     make_config: ConfigMaker, ray_cluster: str
 ) -> None:

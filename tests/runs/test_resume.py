@@ -29,7 +29,7 @@ def train(config: Path, *options: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> str:
     """Wait for success; returns what was written to stderr."""
-    _, err = process.communicate(timeout=110)
+    _, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
     return err
 
@@ -73,6 +73,7 @@ def assert_same_copies(a: RunLog, b: RunLog, layer: str, ids_a: Any, ids_b: Any)
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(300)
 def test_a_run_killed_while_grafting_resumes_bit_for_bit(
     write_config: Callable[..., Path], tmp_path: Path, ray_cluster: str
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_run_killed_while_grafting_resumes_bit_for_bit(
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(300)
 def test_a_private_cluster_ends_with_its_run(
     write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

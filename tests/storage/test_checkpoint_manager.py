@@ -111,7 +111,7 @@ def test_long_list_of_steps_is_cut_and_unreadable_ones_are_counted(root: Root) -
     for seq in range(1, 11):
         log.commit(seq, {"step": seq}, [])
     root.create(commit_path(11), b"damaged")
-    with pytest.raises(CheckpointNotFound, match=r"step=3, \.\.\.; 1 more cannot be read"):
+    with pytest.raises(CorruptError, match=r"step=3, \.\.\.; 1 more cannot be read"):
         CheckpointManager(log).resolve("step=99")
 
 

@@ -211,11 +211,15 @@ def test_unknown_suffix_is_refused(root: Root) -> None:
         RunLog(root).put_segment("a", b"data", "pt")
 
 
-def test_segment_of_another_size_under_the_same_name_is_damage(root: Root) -> None:
+@pytest.mark.parametrize("stored", [b"dat", b"dada", b"dat!!"])
+def test_damaged_segment_is_replaced_when_its_bytes_are_stored_again(
+    root: Root, stored: bytes
+) -> None:
     ref = RunLog(Root.open("memory://elsewhere")).put_segment("a", b"data", "arrow")
-    root.create(ref.path, b"dat")
-    with pytest.raises(CorruptError, match="3 bytes, not 4"):
-        RunLog(root).put_segment("a", b"data", "arrow")
+    root.create(ref.path, stored)
+    assert RunLog(root).put_segment("a", b"data", "arrow") == ref
+    assert RunLog(root).read_segment(ref) == b"data"
+    assert root.leftovers(ref.path.rpartition("/")[0]) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,124 @@
+"""What the coordinator's calls become for actors: who is asked what, and how often."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from esper_ray.actors.pipeline import ActorPipeline
+from esper_ray.actors.remote import RemoteActor
+from esper_ray.errors import RunFailed
+from esper_ray.events.messages import EvaluationRequest, MetricsBatch, TransitionBatch
+
+Call = tuple[str, str, tuple[object, ...]]
+
+
+@dataclass
+class Recorder:
+    """An actor that keeps its calls and answers from a table."""
+
+    name: str
+    calls: list[Call]
+    answers: Mapping[str, Any] = field(default_factory=dict)
+
+    def tell(self, method: str, *args: object) -> None:
+        self.calls.append((self.name, method, args))
+
+    async def ask(self, method: str, *args: object) -> Any:
+        self.tell(method, *args)
+        answer = self.answers[method]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def batch(layer: str) -> TransitionBatch:
+    none = np.array([], dtype=np.int64)
+    return TransitionBatch(layer, 1, 0, *[none] * 8)  # type: ignore[arg-type]
+
+
+def measured(layer: str) -> MetricsBatch:
+    none: Any = np.array([], dtype=np.float32)
+    return MetricsBatch(layer, none, none, none, none)
+
+
+async def test_metrics_and_batches_go_to_the_owners_of_the_layers_only() -> None:
+    calls: list[Call] = []
+    answers = {"offer": None}
+    actors = [Recorder(name, calls, {**answers, "apply": [f"receipt of {name}"]}) for name in "abc"]
+    pipeline = ActorPipeline(actors, {"x": 0, "y": 0, "z": 2, "w": 1})
+    one, two, seen = batch("y"), batch("z"), measured("x")
+    receipts = await pipeline.apply([one, two], [seen])
+    assert sorted(map(str, receipts)) == ["receipt of a", "receipt of c"]
+    assert ("a", "offer", (one,)) in calls
+    assert ("c", "offer", (two,)) in calls
+    applied = {name: args for name, method, args in calls if method == "apply"}
+    assert applied == {"a": ([seen],), "c": ([],)}
+    offers = [i for i, call in enumerate(calls) if call[1] == "offer"]
+    assert max(offers) < min(i for i, call in enumerate(calls) if call[1] == "apply")
+
+
+async def test_every_stage_saves_and_the_last_one_answers_an_evaluation() -> None:
+    calls: list[Call] = []
+    request = EvaluationRequest(1, "gate", 1, {})
+    actors = [Recorder(n, calls, {"save": [n, n * 2], "evaluate": f"{n}!"}) for n in "ab"]
+    pipeline = ActorPipeline(actors, {})
+    assert list(map(str, await pipeline.save())) == ["a", "aa", "b", "bb"]
+    assert str(await pipeline.evaluate(request)) == "b!"
+    assert [(n, m) for n, m, _ in calls] == [
+        ("a", "save"),
+        ("b", "save"),
+        ("a", "evaluate"),
+        ("b", "evaluate"),
+    ]
+
+
+async def test_failure_of_any_stage_is_raised() -> None:
+    actors = [
+        Recorder("a", [], {"save": RunFailed("disk of a")}),
+        Recorder("b", [], {"save": []}),
+    ]
+    with pytest.raises(RunFailed, match="disk of a"):
+        await ActorPipeline(actors, {}).save()
+
+
+# ------------------------------------------------------------------ handles
+
+
+class Handle:
+    """Ray's calling convention: handle.method.options(...).remote(...)."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str | None, tuple[object, ...]]] = []
+
+    def __getattr__(self, method: str) -> Bound:
+        return Bound(self, method)
+
+
+@dataclass
+class Bound:
+    handle: Handle
+    method: str
+    group: str | None = None
+
+    def options(self, concurrency_group: str) -> Bound:
+        return Bound(self.handle, self.method, concurrency_group)
+
+    def remote(self, *args: object) -> asyncio.Future[object]:
+        self.handle.calls.append((self.method, self.group, args))
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        future.set_result(len(self.handle.calls))
+        return future
+
+
+async def test_remote_actor_calls_each_method_in_its_group() -> None:
+    handle: Any = Handle()
+    actor = RemoteActor(handle, {"ping": "control"})
+    actor.tell("ping")
+    assert await actor.ask("other", 1, "two") == 2
+    assert handle.calls == [("ping", "control", ()), ("other", None, (1, "two"))]

@@ -1,0 +1,20 @@
+"""Blueprints are found by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from esper_ray.blueprints import blueprint, blueprint_names
+from esper_ray.errors import ConfigError
+
+
+def test_stored_numbers_never_change() -> None:
+    numbers = {name: blueprint(name).blueprint_id for name in blueprint_names()}
+    assert numbers["bottleneck"] == 0
+    assert numbers["autoencoder"] == 1
+
+
+def test_lesson_12_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="'attention'") as caught:
+        blueprint("attention")
+    assert caught.value.hint == f"choose one of: {', '.join(blueprint_names())}"
