@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from esper_ray.config import RunConfig
 from esper_ray.lifecycle import (
     GATES,
     MINIMUM_EPOCHS,
@@ -16,9 +21,9 @@ from esper_ray.lifecycle import (
     StateTransition,
 )
 
-PAGE = Path(__file__).with_name("lifecycle.md")
+FOLDER = Path(__file__).parent
 
-HEAD = """\
+LIFECYCLE = """\
 # The life of a seed
 
 <!-- Written by `make docs` from esper_ray/lifecycle. Do not edit. -->
@@ -79,7 +84,7 @@ def _thresholds() -> Iterator[str]:
 def lifecycle_page() -> str:
     """The text of docs/lifecycle.md."""
     parts = [
-        [HEAD],
+        [LIFECYCLE],
         _diagram(),
         ["", "## States", ""],
         _states(),
@@ -91,16 +96,71 @@ def lifecycle_page() -> str:
     return "\n".join(line for part in parts for line in part) + "\n"
 
 
+CONFIGURATION = """\
+# The run file
+
+<!-- Written by `make docs` from esper_ray/config/schema.py. Do not edit. -->
+
+YAML of at most 1 MiB, without aliases and tags. An unknown key is refused, and the nearest valid
+one named. `--set section.key=value` overrides a key; the value is YAML. `esper-ray plan CONFIG`
+checks a file and starts nothing. [examples/stdlib_lm.yaml](../examples/stdlib_lm.yaml) is a whole one.
+"""
+
+RESUME = """
+A run may be resumed with other values of `train.epochs`, `storage` and `cluster`. Every other key
+is part of what the run is.
+"""
+
+
+def _section(kind: type[BaseModel], name: str = "") -> Iterator[str]:
+    yield f"## `{name}`" if name else "## Top level"
+    yield from (
+        "",
+        (kind.__doc__ or "").strip(),
+        "",
+        "| key | default | meaning |",
+        "|---|---|---|",
+    )
+    inner: dict[str, type[BaseModel]] = {}
+    for key, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            inner[key] = field.annotation
+            continue
+        meaning = " ".join((field.description or "").split())
+        yield f"| `{key}` | {_default(field)} | {meaning} |"
+    for key, section in inner.items():
+        yield ""
+        yield from _section(section, f"{name}.{key}".lstrip("."))
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    return f"`{json.dumps(field.get_default(call_default_factory=True))}`"
+
+
+def configuration_page() -> str:
+    """The text of docs/configuration.md."""
+    return "\n".join([CONFIGURATION, *_section(RunConfig), RESUME])
+
+
+PAGES: Mapping[str, Callable[[], str]] = {
+    "lifecycle.md": lifecycle_page,
+    "configuration.md": configuration_page,
+}
+
+
 def main(arguments: list[str]) -> int:
-    """Write the page, or with `--check` only say whether it is current."""
-    page = lifecycle_page()
-    if "--check" not in arguments:
-        PAGE.write_text(page, encoding="utf-8")
-        return 0
-    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == page:
-        return 0
-    sys.stderr.write(f"error: docs/{PAGE.name} is stale\nhint: make docs\n")
-    return 1
+    """Write the pages, or with `--check` only say which are not current."""
+    stale = 0
+    for name, make in PAGES.items():
+        page, path = make(), FOLDER / name
+        if "--check" not in arguments:
+            path.write_text(page, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != page:
+            sys.stderr.write(f"error: docs/{name} is stale\nhint: make docs\n")
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

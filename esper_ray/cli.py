@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -66,6 +67,13 @@ def _load(config_path: str, overrides: tuple[str, ...]) -> RunConfig:
     return load_config(config_path, overrides)
 
 
+def _program() -> str:
+    """This program as the user called it, so that a printed command can be pasted."""
+    called = sys.argv[0]
+    known = os.path.basename(called) == "esper-ray" and shutil.which("esper-ray") != called
+    return called if known else "esper-ray"
+
+
 def _note(line: str) -> None:
     click.echo(line, err=True)
 
@@ -118,7 +126,7 @@ def train(
     if as_json:
         _print_json(dataclasses.asdict(result))
     else:
-        command = ["esper-ray", "train", config_path, *(["--local"] if local else [])]
+        command = [_program(), "train", config_path, *(["--local"] if local else [])]
         for override in overrides:
             command += ["--set", override]
         click.echo(summary(config, shlex.join(command), result))

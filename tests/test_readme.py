@@ -60,4 +60,4 @@ def test_the_first_screen_is_real_output() -> None:
     assert "@@" not in TEXT
     assert "epoch" in shown
     assert "FOSSILIZED" in shown
-    assert "restore: esper-ray train examples/stdlib_lm.yaml --resume" in shown
+    assert "bin/esper-ray train examples/stdlib_lm.yaml --resume" in shown

@@ -1,0 +1,225 @@
+"""Every key of a run file: type, default, meaning. docs/configuration.md is made from this."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from esper_ray.lifecycle import MINIMUM_EPOCHS, ExtendedLifecycle, GateSettings
+
+MAX_SHOWN = 200
+Size = Annotated[int, Field(ge=1, le=1_000_000)]  # what no machine holds, no allocator is asked for
+Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
+NotNegative = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Rate = Annotated[float, Field(gt=0, lt=1e3)]
+
+
+class Section(BaseModel):
+    """A part of the run file; unknown keys are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
+
+
+class DataConfig(Section):
+    """What the model is trained, judged and tested on."""
+
+    name: str = "stdlib_text"
+    """Data set: `stdlib_text`, or `digits` with the demo extra."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the data set; `window` and `cap_bytes` for `stdlib_text`."""
+    batch_size: Size = 128
+    """Samples per optimiser step."""
+    evaluation_samples: Annotated[int, Field(ge=1, le=100_000)] = 2048
+    """Samples per evaluation of the gate or test split, spread evenly over it."""
+
+
+class ModelConfig(Section):
+    """The host, a list of stages."""
+
+    factory: str = "esper_ray.models:byte_mlp"
+    """Import string of a function that returns a list of StageFactory."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of that function."""
+
+
+class TrainConfig(Section):
+    """Length of the run and the host's optimiser, Adam."""
+
+    epochs: Positive = 100
+    """Lifecycle epochs; each is `seeds.epoch_steps` optimiser steps."""
+    lr: Rate = 2e-3
+    """Learning rate of the host."""
+    micro_batches: Size = 2
+    """Pieces that a batch is cut into on its way through the stages."""
+
+
+class GraftingConfig(Section):
+    """How alpha rises from 0 to 1 in GRAFTING."""
+
+    strategy: str = "drift_controlled"
+    """`linear` or `drift_controlled`."""
+    ramp_epochs: Positive = 50
+    """Lifecycle epochs of the ramp without a pause."""
+    drift_threshold: Rate = 0.01
+    """Relative weight change of a seed per optimiser step above which alpha is held."""
+    pause_epochs: Annotated[int, Field(ge=0, le=2**15 - 1)] = 10  # the state tensor's int16
+    """Lifecycle epochs that it is held for."""
+
+
+class SeedsConfig(Section):
+    """Which modules carry seeds, and what a seed grows."""
+
+    targets: Annotated[list[str], Field(min_length=1)] = Field(default_factory=lambda: ["*"])
+    """Patterns of module names, `STAGE.PATH`; each must match, and the last dimension of a matched
+    module's output is divided among its seeds."""
+    seeds_per_layer: Size = 4
+    """Seeds, and so chunks, of each matched module."""
+    epoch_steps: Positive = 8
+    """Optimiser steps of a lifecycle epoch."""
+    blueprint: str = "bottleneck"
+    """What a seed grows: `bottleneck`, or `autoencoder` for `reconstruction`."""
+    hidden: Size = 32
+    """Hidden units of a blueprint."""
+    objective: str = "gradient_target"
+    """What a seed in TRAINING learns: `gradient_target` or `reconstruction`."""
+    gradient_step: Rate = 0.3
+    """k of `gradient_target`: length of the step that the seed learns to make."""
+    lr: Annotated[float, Field(ge=0, lt=1e3)] = 2e-3
+    """Learning rate of the seeds."""
+    warmup_steps: NotNegative = 10
+    """Optimiser steps over which a newborn seed's learning rate rises."""
+    grafting: GraftingConfig = Field(default_factory=GraftingConfig)
+
+
+class LifecycleConfig(Section):
+    """When seeds are planted and judged, in lifecycle epochs."""
+
+    sync: Literal[True] = True
+    """Decisions fall at epoch boundaries, so a run is reproducible."""
+    germinate_after: NotNegative = 100
+    """Epoch of the first planting."""
+    max_growing: Positive = 1_000
+    """Seeds of one layer that may be between GERMINATED and FINE_TUNING at once."""
+    minimum_epochs: dict[str, NotNegative] = Field(default_factory=dict)
+    """Least epochs in a state, by its name; [defaults](lifecycle.md#states)."""
+    training_timeout: Positive = 300
+    """Epochs in TRAINING after which a seed that its gate refuses is culled."""
+    fine_tuning_timeout: Positive = 150
+    """The same for FINE_TUNING."""
+    gates: dict[str, float] = Field(default_factory=dict)
+    """Thresholds of the gates, by name; [defaults](lifecycle.md#gates)."""
+
+    @field_validator("minimum_epochs")
+    @classmethod
+    def _known_states(cls, value: dict[str, int]) -> dict[str, int]:
+        return _known(value, [state.name for state in MINIMUM_EPOCHS])
+
+    @field_validator("gates")
+    @classmethod
+    def _known_gates(cls, value: dict[str, float]) -> dict[str, float]:
+        return _known(value, list(GateSettings.__dataclass_fields__))
+
+    def minima(self) -> dict[ExtendedLifecycle, int]:
+        """Minimum epochs of every state, the defaults overlaid with the configured ones."""
+        return {s: self.minimum_epochs.get(s.name, n) for s, n in MINIMUM_EPOCHS.items()}
+
+
+class StorageConfig(Section):
+    """Where the run is saved."""
+
+    url: str = ""
+    """The run's own prefix, any fsspec URL; by default `runs/RUN/checkpoints`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the file system, such as `endpoint_url`; never stored with the run."""
+    every_epochs: Positive = 10
+    """Epochs between commits; one is also made at the end and whenever a seed enters GRAFTING."""
+
+
+class ClusterConfig(Section):
+    """Where the actors run."""
+
+    address: str = "local"
+    """`local` starts a cluster and ends it with the run; else `auto` or HOST:PORT."""
+    transport: Literal["auto", "object_store"] = "auto"
+    """How activations and gradients travel; `auto` means `object_store`."""
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Torch threads of each actor."""
+    wait_for_resources_s: Rate = 120.0
+    """Seconds to wait for one free CPU per stage."""
+    step_timeout_s: Rate = 120.0
+    """Seconds without any answer after which a step has failed."""
+
+
+class RunConfig(Section):
+    """One run."""
+
+    run: str
+    """Name, 1 to 64 of a-z, 0-9 and -."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Every random number of the run follows from it."""
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    seeds: SeedsConfig = Field(default_factory=SeedsConfig)
+    lifecycle: LifecycleConfig = Field(default_factory=LifecycleConfig)
+    storage: StorageConfig = Field(default_factory=StorageConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+
+    @field_validator("run")
+    @classmethod
+    def _run_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z0-9-]{1,64}", value):
+            raise ValueError("must be 1 to 64 of a-z, 0-9 and -")
+        return value
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> RunConfig:
+        if self.data.batch_size % self.train.micro_batches:
+            raise ValueError(
+                f"data.batch_size {self.data.batch_size} is not a multiple of "
+                f"train.micro_batches {self.train.micro_batches}"
+            )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change when a run is resumed, as plain values by dotted name."""
+        kept = self.model_dump(mode="json", exclude={"storage", "cluster"})
+        kept["train"].pop("epochs")
+        return dict(_flatten(kept))
+
+    @property
+    def storage_url(self) -> str:
+        """`storage.url`, by default a folder of the run's name below ./runs."""
+        return self.storage.url or f"runs/{self.run}/checkpoints"
+
+
+def _known(value: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    for key in value:
+        if key not in names:
+            raise ValueError(f"unknown name {cut(repr(key))}{nearest(key, names)}")
+    return value
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _flatten(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
+
+
+def nearest(key: str, names: Iterable[str]) -> str:
+    """The name that a mistyped key most resembles, as the end of a sentence."""
+    near = difflib.get_close_matches(key[:MAX_SHOWN], list(names), n=1, cutoff=0.0)
+    return f"; the nearest is {near[0]!r}" if near else ""
+
+
+def cut(text: str) -> str:
+    """At most MAX_SHOWN characters of something that a user wrote."""
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
