@@ -103,7 +103,7 @@ CONFIGURATION = """\
 
 YAML of at most 1 MiB, without aliases and tags. An unknown key is refused, and the nearest valid
 one named. `--set section.key=value` overrides a key; the value is YAML. `esper-ray plan CONFIG`
-checks a file and starts nothing. [examples/stdlib_lm.yaml](../examples/stdlib_lm.yaml) is a whole one.
+checks a file and starts nothing. A whole one: [stdlib_lm.yaml](../examples/stdlib_lm.yaml).
 """
 
 RESUME = """

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 from esper_ray.actors.persistence import read_state
 from esper_ray.config import RunConfig, load_config
 from esper_ray.events.messages import EpochReport
-from esper_ray.lifecycle import BLENDED_STATES
+from esper_ray.lifecycle import BLENDED_STATES, ExtendedLifecycle
 from esper_ray.runtime import Runtime
 from esper_ray.storage import RunLog, manifest
 
@@ -66,3 +69,22 @@ def test_a_no_op_seed_let_through_to_fine_tuning_is_never_fossilized(
     reports = grow(config)
     assert targets(reports).count("FINE_TUNING") == 8
     assert "FOSSILIZED" not in targets(reports)
+
+
+@pytest.mark.soak
+@pytest.mark.ray
+def test_the_example_grows_seeds_through_actors_that_are_kept(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "esper_ray", "train", str(EXAMPLE), "--json"]
+    done = subprocess.run(
+        [*command, "--resume", "never", "--set", f"storage.url={tmp_path}"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["steps"] == 1600
+    assert found["states_visited"] == [state.name for state in list(ExtendedLifecycle)[:8]]
+    assert sum(counts.get("FOSSILIZED", 0) for counts in found["seeds"].values()) >= 1
+    assert done.stderr.count("\nepoch ") == 100

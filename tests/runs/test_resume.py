@@ -72,24 +72,8 @@ def assert_same_copies(a: RunLog, b: RunLog, layer: str, ids_a: Any, ids_b: Any)
         assert all(torch.equal(copy_a[name], copy_b[name]) for name in copy_a)
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(300)
-def test_a_run_killed_while_grafting_resumes_bit_for_bit(
-    write_config: Callable[..., Path], tmp_path: Path, ray_cluster: str
-) -> None:
-    ramp = {"strategy": "linear", "ramp_epochs": 12}
-    address = {"cluster__address": ray_cluster, "seeds__grafting": ramp}
-    whole = train(write_config("whole", **address))
-    last_line = kill_while_grafting(train(write_config("cut", **address)))
-    assert "GRAFTING" in last_line
-    log_b = RunLog(Root.open(str(tmp_path / "cut")))
-    done = int(last_line.split()[1].partition("/")[0])
-    assert newest(log_b)["epoch"] < done  # what came after the last commit is lost and done again
-    finish(whole)
-    told = finish(train(write_config("cut", **address), "--resume", "auto"))
-    assert "resuming" in told
-
-    log_a = RunLog(Root.open(str(tmp_path / "whole")))
+def assert_same_runs(log_a: RunLog, log_b: RunLog) -> None:
+    """Per-step losses, seed states, weights and moments of two finished runs, bit for bit."""
     assert read_losses(log_a) == read_losses(log_b)
     assert len(read_losses(log_a)) == 34 * 4
     parts_a, parts_b = segments(newest(log_a)), segments(newest(log_b))
@@ -107,6 +91,49 @@ def test_a_run_killed_while_grafting_resumes_bit_for_bit(
     assert (
         newest(log_a)["coordinator"]["transitions"] == newest(log_b)["coordinator"]["transitions"]
     )
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_run_killed_while_grafting_resumes_bit_for_bit(
+    write_config: Callable[..., Path], tmp_path: Path, ray_cluster: str
+) -> None:
+    ramp = {"strategy": "linear", "ramp_epochs": 12}
+    address = {"cluster__address": ray_cluster, "seeds__grafting": ramp}
+    whole = train(write_config("whole", **address))
+    last_line = kill_while_grafting(train(write_config("cut", **address)))
+    assert "GRAFTING" in last_line
+    log_b = RunLog(Root.open(str(tmp_path / "cut")))
+    done = int(last_line.split()[1].partition("/")[0])
+    assert newest(log_b)["epoch"] < done  # what came after the last commit is lost and done again
+    finish(whole)
+    told = finish(train(write_config("cut", **address), "--resume", "auto"))
+    assert "resuming" in told
+
+    assert_same_runs(RunLog(Root.open(str(tmp_path / "whole"))), log_b)
+
+
+def kill_after(process: subprocess.Popen[str], epoch: int) -> None:
+    """SIGKILL as soon as the run reports that epoch."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch") and int(line.split()[1].partition("/")[0]) >= epoch:
+            process.send_signal(signal.SIGKILL)
+            process.communicate(timeout=30)
+            return
+    raise AssertionError(f"the run ended before epoch {epoch}")
+
+
+@pytest.mark.soak
+def test_a_run_killed_again_and_again_resumes_bit_for_bit(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    finish(train(write_config("whole"), "--local"))
+    config = write_config("cut", storage__every_epochs=2)
+    for epoch in (1, 4, 6, 9, 12, 13, 16, 19, 21, 24, 27, 30, 33):
+        kill_after(train(config, "--local"), epoch)
+    finish(train(config, "--local"))
+    assert_same_runs(*(RunLog(Root.open(str(tmp_path / name))) for name in ("whole", "cut")))
 
 
 @pytest.mark.ray
