@@ -190,4 +190,4 @@ def load(name: str, **args: object) -> Dataset:
     try:
         return _LOADERS[name](**args)
     except TypeError as error:
-        raise ConfigError(f"data set {name!r}: {error}", "see data.args in the README") from error
+        raise ConfigError(f"data set {name!r}: {error}", "see docs/configuration.md") from error

@@ -143,7 +143,7 @@ def test_bad_value_is_refused_with_exit_2_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("override", "error", "hint"),
     [
-        ("data.batch_sise=8", "'batch_size'", "README"),
+        ("data.batch_sise=8", "'batch_size'", "docs/configuration.md"),
         ("train.epochs=ten", "valid integer", "got 'ten'"),
         ("seeds.targets=[reader.hiden]", "matches no module", "nearest: reader.hidden"),
         ("seeds.seeds_per_layer=17", "too few for 17 seeds", "at most 16"),
