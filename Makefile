@@ -38,8 +38,9 @@ check: $(DEV_STAMP) ## format, lint, types, import walls
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(RUN_STAMP) ## measure a training step through actors against one process
+bench: $(RUN_STAMP) ## measure training steps and the state of seeds
 	@$(BIN)/esper-ray bench step
+	@$(BIN)/esper-ray bench state
 
 docs: $(RUN_STAMP) ## write the generated pages anew
 	@$(BIN)/python -m docs.generate

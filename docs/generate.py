@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
@@ -16,9 +17,13 @@ from esper_ray.lifecycle import (
     GATES,
     MINIMUM_EPOCHS,
     TERMINAL_STATES,
+    Clause,
     ExtendedLifecycle,
+    Gate,
     GateSettings,
+    Shut,
     StateTransition,
+    gate_of,
 )
 
 FOLDER = Path(__file__).parent
@@ -67,11 +72,25 @@ def _states() -> Iterator[str]:
 
 
 def _gates() -> Iterator[str]:
-    yield "| move | gate |"
-    yield "|---|---|"
+    yield "| move | gate | opens when |"
+    yield "|---|---|---|"
     for (source, target), gate in GATES.items():
-        rule = (gate.__doc__ or "").partition(":")[2].split("\n\n")[0]
-        yield f"| {source.name} to {target.name} | {' '.join(rule.split())} |"
+        for each in dict.fromkeys((gate, gate_of(source, target, "reconstruction") or gate)):
+            move = f"{source.name} to {target.name}"
+            yield f"| {move} | `{each.name}`: {each.about} | {_ways(each)} |"
+
+
+def _ways(gate: Gate) -> str:
+    return ", or ".join(" and ".join(map(_condition, way)) for way in gate.ways)
+
+
+def _condition(condition: Clause | Shut) -> str:
+    if isinstance(condition, Shut):
+        return f"`{condition.gate.name}` stays shut"
+    if condition.limit == math.inf:
+        return f"`{condition.metric}` is finite"
+    limit = f"`{condition.limit}`" if isinstance(condition.limit, str) else f"{condition.limit:g}"
+    return f"`{condition.metric}` {condition.relation} {limit}"
 
 
 def _thresholds() -> Iterator[str]:

@@ -20,6 +20,7 @@ from esper_ray.errors import EsperError
 
 if TYPE_CHECKING:
     from esper_ray.config import RunConfig
+    from esper_ray.storage import Root
 
 R = TypeVar("R")
 
@@ -156,14 +157,22 @@ def checkpoints() -> None:
 
 
 def _manager(url: str) -> tuple[Any, str]:
-    from esper_ray.errors import CheckpointNotFound
-    from esper_ray.storage import CheckpointManager, Root, RunLog, split_url
+    from esper_ray.storage import CheckpointManager, RunLog, split_url
 
     prefix, selector = split_url(url)
-    root = Root.open(prefix)
+    return CheckpointManager(RunLog(_stored(prefix))), selector
+
+
+def _stored(url: str) -> Root:
+    """Where a run is stored, by URL or, below ./runs, by name; CheckpointNotFound if nowhere."""
+    from esper_ray.errors import CheckpointNotFound
+    from esper_ray.storage import Root
+
+    named = os.path.join("runs", url, "checkpoints")
+    root = Root.open(named if "/" not in url and os.path.isdir(named) else url)
     if not root.names(""):
         raise CheckpointNotFound(f"nothing is stored at {root.url}", "check the URL")
-    return CheckpointManager(RunLog(root)), selector
+    return root
 
 
 @checkpoints.command("list")
@@ -220,12 +229,30 @@ def verify(url: str, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("run")
+@click.option("--layer", required=True, help="The layer's name, as `plan` shows it.")
+@click.option("--seed", "seed_id", required=True, type=int, help="Which of its seeds.")
+@json_option
+@_guarded
+def explain(run: str, layer: str, seed_id: int, as_json: bool) -> None:
+    """Say why a seed is where it is; RUN is a name or the URL where it is stored."""
+    from esper_ray import explain as explained
+    from esper_ray.storage import RunLog
+
+    document = explained.explain(RunLog(_stored(run)), layer, seed_id)
+    if as_json:
+        _print_json(document)
+    else:
+        click.echo(explained.explain_text(document))
+
+
+@main.command()
 @click.argument("name")
 @click.option("--strict", is_flag=True, help="Exit 1 where a row misses its target.")
 @json_option
 @_guarded
 def bench(name: str, strict: bool, as_json: bool) -> None:
-    """Measure a speed claim: NAME is `step`."""
+    """Measure a speed claim: NAME is `step` or `state`."""
     from esper_ray.bench import run_bench, table
 
     document = run_bench(name)

@@ -15,6 +15,7 @@ from rich.table import Table
 from esper_ray.config import RunConfig
 from esper_ray.data import DatasetCard
 from esper_ray.events.messages import EpochReport
+from esper_ray.grafting import StrategyOutcomes
 from esper_ray.planning import RunPlan
 from esper_ray.runtime import LN2, RunResult
 
@@ -185,6 +186,8 @@ def checkpoint_text(body: Mapping[str, Any]) -> str:
     ]
     for layer, counts in body["coordinator"]["seeds"].items():
         lines.append(f"{layer}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
+    outcomes = StrategyOutcomes.from_json(body["coordinator"]["outcomes"])
+    lines += outcomes.text().splitlines() if outcomes.by_name else []
     header = ["segment", "bytes", "rows", "sha256"]
     segments = [
         [s["name"], f"{s['size']:,}", str(s["rows"]), s["sha256"][:16]] for s in body["segments"]

@@ -13,10 +13,10 @@ from torch import Tensor
 from esper_ray import data
 from esper_ray.actors.lifecycle_coordinator import CoordinatorSpec
 from esper_ray.blueprints import BlueprintShape, blueprint
-from esper_ray.config import RunConfig
+from esper_ray.config import LifecycleConfig, RunConfig
 from esper_ray.data import DatasetCard
 from esper_ray.errors import ConfigError
-from esper_ray.grafting import GraftingSettings, strategy_id
+from esper_ray.grafting import GraftingSettings, SelectorSettings, strategy_id
 from esper_ray.growth.assembly import (
     ModuleInfo,
     inspect_stages,
@@ -26,7 +26,7 @@ from esper_ray.growth.assembly import (
 from esper_ray.growth.objectives import objective
 from esper_ray.growth.slot_adam import SlotAdamSettings
 from esper_ray.growth.spec import DataSpec, LayerSpec, SeedSpec, StageSpec
-from esper_ray.lifecycle import GateSettings, LifecycleManager
+from esper_ray.lifecycle import Budgets, GateSettings, LifecycleManager
 from esper_ray.models import StageFactory
 from esper_ray.policy import PolicySettings
 from esper_ray.seeds import ChunkManager, SeedBank
@@ -109,7 +109,7 @@ def _modules(factories: list[StageFactory], sample: Tensor) -> list[ModuleInfo]:
 
 
 def _seed_spec(config: RunConfig) -> SeedSpec:
-    seeds, grafting = config.seeds, config.seeds.grafting
+    seeds = config.seeds
     objective(seeds.objective, blueprint(seeds.blueprint))
     return SeedSpec(
         blueprint=seeds.blueprint,
@@ -117,16 +117,27 @@ def _seed_spec(config: RunConfig) -> SeedSpec:
         objective=seeds.objective,
         k=seeds.gradient_step,
         optimizer=SlotAdamSettings(lr=seeds.lr, warmup_steps=seeds.warmup_steps),
-        grafting=GraftingSettings(
-            ramp_epochs=grafting.ramp_epochs,
-            drift_threshold=grafting.drift_threshold,
-            pause_epochs=grafting.pause_epochs,
-        ),
+        grafting=_grafting_settings(config),
+        drift_unit=seeds.grafting.drift_unit,
     )
 
 
+def _grafting_settings(config: RunConfig) -> GraftingSettings:
+    values = config.seeds.grafting.model_dump(exclude={"strategy", "drift_unit", "selection"})
+    chosen = config.seeds.grafting.selection.model_dump()
+    chosen |= {"arms": tuple(chosen["arms"]), "strategy": config.seeds.grafting.strategy}
+    return GraftingSettings(**values, selection=SelectorSettings(**chosen))
+
+
 def _layer_spec(config: RunConfig, module: ModuleInfo) -> LayerSpec:
-    return LayerSpec(module.layer_id, module.path, module.shape[-1], config.seeds.seeds_per_layer)
+    sizes = config.seeds.chunk_sizes
+    return LayerSpec(
+        layer_id=module.layer_id,
+        path=module.path,
+        width=module.shape[-1],
+        num_seeds=config.seeds.seeds_per_layer,
+        chunk_sizes=tuple(sizes) if sizes else None,
+    )
 
 
 def _layer_plan(
@@ -138,7 +149,7 @@ def _layer_plan(
             f"layer {module.layer_id!r} has {width} features, too few for {count} seeds",
             f"set seeds.seeds_per_layer to at most {width}",
         )
-    chunk = ChunkManager(width, count).chunk_width
+    chunk = ChunkManager(width, count, config.seeds.chunk_sizes).chunk_width
     with torch.device("meta"):
         bank = SeedBank(blueprint(seeds.blueprint), BlueprintShape(chunk, seeds.hidden), count)
     return LayerPlan(
@@ -173,8 +184,15 @@ def _coordinator_spec(config: RunConfig, stages: int) -> CoordinatorSpec:
             max_growing=lifecycle.max_growing,
             training_timeout=lifecycle.training_timeout,
             fine_tuning_timeout=lifecycle.fine_tuning_timeout,
+            strategies_switch=seeds.grafting.selection.mode == "performance",
         ),
-        manager=LifecycleManager(GateSettings(**lifecycle.gates), lifecycle.minima()),  # type: ignore[arg-type]
+        manager=LifecycleManager(
+            gates=GateSettings.of(lifecycle.gates),
+            minimum_epochs=lifecycle.minima(),
+            budgets=_budgets(lifecycle),
+            replanting=lifecycle.replanting,
+        ),
+        grafting=_grafting_settings(config),
         manifest={
             "run": config.run,
             "config": identity,
@@ -182,3 +200,8 @@ def _coordinator_spec(config: RunConfig, stages: int) -> CoordinatorSpec:
             "rng": {"kind": "counter", "seed": config.seed},
         },
     )
+
+
+def _budgets(lifecycle: LifecycleConfig) -> Budgets:
+    limits = lifecycle.budgets.model_dump(exclude_none=True)
+    return Budgets(**limits, embargo_epochs=lifecycle.embargo_epochs)

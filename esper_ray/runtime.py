@@ -144,6 +144,14 @@ class Runtime:
         steps = self.config.seeds.epoch_steps
         self._engine.train_epoch(epoch * steps, steps)
 
+    def request(self, action: str, layer_id: str, seed_ids: Sequence[int]) -> int:
+        """Ask for `germinate`, `cancel`, `cull`, `rollback` or `replant` of some seeds.
+
+        It is judged like any other move at the next epoch boundary, whose EpochReport holds an
+        answer per seed under the number returned here. ConfigError for an unknown action.
+        """
+        return self._engine.request(action, layer_id, seed_ids)
+
     def scores(self, evaluation: Evaluation) -> dict[str, float]:
         """An evaluation as named numbers; bits per byte where the data set is text."""
         loss = float(evaluation.loss[0])

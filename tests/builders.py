@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esper_ray import data
-from esper_ray.events import MetricsBatch, TelemetryBatch, TransitionBatch
+from esper_ray.events import GraftingSignals, MetricsBatch, TelemetryBatch, TransitionBatch
 from esper_ray.growth.spec import DataSpec, LayerSpec, SeedSpec, StageSpec
 from esper_ray.growth.stage import Stage
 from esper_ray.layers import ChunkedKasminaLayer
@@ -124,6 +124,17 @@ def metrics(
     )
 
 
+def signals(seed_ids: Sequence[int], **given: float | Sequence[float]) -> GraftingSignals:
+    """What strategies read of some seeds; NaN where nothing is given."""
+    rows = len(seed_ids)
+    names = list(GraftingSignals.__dataclass_fields__)[1:]
+    values = {
+        name: np.broadcast_to(np.asarray(given.get(name, np.nan), np.float64), rows).copy()
+        for name in names
+    }
+    return GraftingSignals(np.array(seed_ids, dtype=np.int64), **values)
+
+
 def telemetry(states: Sequence[S], epochs: int | Sequence[int] = 0, **given: Any) -> TelemetryBatch:
     """What a layer whose seeds are in `states` would report; blended seeds have alpha 1."""
     count = len(states)
@@ -138,11 +149,13 @@ def telemetry(states: Sequence[S], epochs: int | Sequence[int] = 0, **given: Any
         "error_count": np.zeros(count, dtype=np.int32),
         "local_loss": nan,
         "delta_ratio": nan,
-        "weight_drift": nan,
         "chunk_mean": nan,
         "chunk_variance": nan,
         "chunk_gradient": nan,
-        "pauses": np.zeros(count, dtype=np.int16),
+        "strategy": np.zeros(count, dtype=np.int32),
+        "last_change": np.full(count, -1, dtype=np.int32),
+        "errors": np.zeros(count, dtype=np.int32),
+        "signals": signals([i for i, state in enumerate(states) if state == S.GRAFTING]),
         "parameter_share": 0.25,
     }
     return TelemetryBatch(**{**values, **given})

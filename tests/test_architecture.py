@@ -20,7 +20,15 @@ import esper_ray
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "esper_ray"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-COMPOSITION = {"planning", "runtime", "console", "bench", "cli", "__main__"}  # may see everything
+COMPOSITION = {
+    "planning",
+    "runtime",
+    "console",
+    "explain",
+    "bench",
+    "cli",
+    "__main__",
+}  # may see everything
 LONGEST_FUNCTION = 60
 LONGEST_FILE = 300
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -84,8 +92,8 @@ def test_each_wall_names_every_part_of_the_package(contract: str, exempt: set[st
     assert walled == (packages | modules) - exempt
 
 
-def test_lifecycle_imports_the_standard_library_only() -> None:
-    allowed = {*sys.stdlib_module_names, "esper_ray.lifecycle", "esper_ray.errors"}
+def test_lifecycle_imports_the_standard_library_and_numpy_only() -> None:
+    allowed = {*sys.stdlib_module_names, "numpy", "esper_ray.lifecycle", "esper_ray.errors"}
     foreign = []
     for path in (PACKAGE / "lifecycle").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

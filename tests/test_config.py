@@ -40,10 +40,26 @@ EVERY_KEY: dict[str, Any] = {
     "seeds.gradient_step": 0.25,
     "seeds.lr": 0.0,
     "seeds.warmup_steps": 0,
+    "seeds.chunk_sizes": [3, 5],
     "seeds.grafting.strategy": "linear",
     "seeds.grafting.ramp_epochs": 5,
     "seeds.grafting.drift_threshold": 0.125,
+    "seeds.grafting.drift_unit": "epoch",
     "seeds.grafting.pause_epochs": 0,
+    "seeds.grafting.resume": "continue",
+    "seeds.grafting.momentum_factor": 0.5,
+    "seeds.grafting.adaptive_drift": 0.25,
+    "seeds.grafting.adaptive_delta": 0.125,
+    "seeds.grafting.check_every": 3,
+    "seeds.grafting.loss_variance_max": 0.5,
+    "seeds.grafting.gradient_norm_max": 2.0,
+    "seeds.grafting.accuracy_variance_max": 0.25,
+    "seeds.grafting.selection.mode": "ab",
+    "seeds.grafting.selection.arms": ["linear", "momentum"],
+    "seeds.grafting.selection.experiment": "x",
+    "seeds.grafting.selection.improving_delta": 0.5,
+    "seeds.grafting.selection.improving_epochs": 2,
+    "seeds.grafting.selection.cooldown_epochs": 4,
     "lifecycle.sync": True,
     "lifecycle.germinate_after": 0,
     "lifecycle.max_growing": 6,
@@ -51,6 +67,12 @@ EVERY_KEY: dict[str, Any] = {
     "lifecycle.training_timeout": 11,
     "lifecycle.fine_tuning_timeout": 12,
     "lifecycle.gates": {"stability_min": 0.5, "inconclusive_epochs": 4},
+    "lifecycle.replanting": True,
+    "lifecycle.embargo_epochs": 5,
+    "lifecycle.budgets.training_per_layer": 2,
+    "lifecycle.budgets.training_in_all": 3,
+    "lifecycle.budgets.grafting_per_layer": 4,
+    "lifecycle.budgets.grafting_in_all": 5,
     "storage.url": "s3://bucket/run",
     "storage.options": {"anon": True},
     "storage.every_epochs": 2,
@@ -204,6 +226,8 @@ def test_unknown_gate_or_state_is_named_with_the_nearest(key: str, names: list[s
 def test_numbers_are_refused_that_are_none_or_too_large(name: str, value: object) -> None:
     if name == "seed" and value == 10**12:
         return  # any 63-bit number will do as a seed
+    if "budgets" in name and value is None:
+        return  # no limit
     with pytest.raises(ConfigError, match=name):
         parse_config(nested({"run": "a", name: value}))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,6 +56,10 @@ class Engine(Protocol):
         """The model as it is on one split."""
         ...
 
+    def request(self, action: str, layer_id: str, seed_ids: Sequence[int]) -> int:
+        """Ask for a change of some seeds at the next epoch boundary; its number."""
+        ...
+
     def close(self) -> None:
         """Free everything; safe to call at any time."""
         ...
@@ -71,7 +75,9 @@ class LocalEngine:
     def open(self, start: Start) -> None:
         """See Engine."""
         self._runner = asyncio.Runner()
-        self._pipeline = LocalPipeline(start.stages, start.root, start.restore)
+        self._pipeline = LocalPipeline(
+            start.stages, start.root, start.restore, start.epoch.run_epoch
+        )
         self._coordinator = LifecycleCoordinator(start.coordinator, start.root)
         setup = self._coordinator.setup(self._pipeline, start.progress, start.epoch)
         self._runner.run(setup)
@@ -90,6 +96,10 @@ class LocalEngine:
     def evaluate(self, split: str) -> Evaluation:
         """See Engine."""
         return self._runner.run(self._coordinator.evaluate(split))
+
+    def request(self, action: str, layer_id: str, seed_ids: Sequence[int]) -> int:
+        """See Engine."""
+        return self._runner.run(self._coordinator.request(action, layer_id, seed_ids))
 
     def close(self) -> None:
         """See Engine."""
@@ -114,7 +124,7 @@ class RayEngine:
         self.actors, self._coordinator = self._cluster.place(
             start.stages, start.coordinator, start.root
         )
-        last = len(self.actors) - 1
+        last, run_epoch = len(self.actors) - 1, start.epoch.run_epoch
         setups = []
         for index, layer in enumerate(self.actors):
             peers: dict[str, RemoteActor] = {}
@@ -122,7 +132,7 @@ class RayEngine:
                 peers["previous"] = self.actors[index - 1]
             if index < last:
                 peers["next"] = self.actors[index + 1]
-            setups.append(layer.submit("setup", peers, self._coordinator, start.restore))
+            setups.append(layer.submit("setup", peers, self._coordinator, start.restore, run_epoch))
         self._wait(setups)
         pipeline = ActorPipeline(self.actors, start.stage_of)
         self._ask("setup", pipeline, start.progress, start.epoch)
@@ -148,6 +158,10 @@ class RayEngine:
         if not isinstance(result, Evaluation):
             raise TypeError(f"the coordinator answered {type(result).__name__}")
         return result
+
+    def request(self, action: str, layer_id: str, seed_ids: Sequence[int]) -> int:
+        """See Engine."""
+        return int(str(self._ask("request", action, layer_id, list(seed_ids))))
 
     def close(self) -> None:
         """See Engine."""

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esper_ray.actors import persistence
+from esper_ray.actors.boundary import Receipts, StageBoundary
+from esper_ray.actors.protocol import Answer, Stamp, Stamped
 from esper_ray.actors.schedule import Kind, plan
 from esper_ray.actors.transport import (
     Mailbox,
@@ -26,7 +28,6 @@ from esper_ray.events.messages import (
     EvaluationRequest,
     MetricsBatch,
     TransitionBatch,
-    TransitionReceipt,
 )
 from esper_ray.growth.spec import StageSpec
 from esper_ray.growth.stage import Stage
@@ -43,6 +44,7 @@ METHOD_GROUPS: Final = {
     "save": "compute",
     "ping": "control",
     "offer": "control",
+    "acknowledge": "control",
     "abort": "control",
     "deliver": "io",
 }
@@ -63,17 +65,21 @@ class LayerActor:
     def __init__(self, spec: StageSpec, root: Root, timeout_s: float) -> None:
         self._spec, self._root = spec, root
         self._mailbox = Mailbox(timeout_s)
-        self._offered: list[TransitionBatch] = []
         self._ops = plan(spec.index, spec.count, spec.data.micro_batches)
 
     def setup(
-        self, peers: Mapping[Peer, Teller], coordinator: Teller, restore: Restore | None
+        self,
+        peers: Mapping[Peer, Teller],
+        coordinator: Teller,
+        restore: Restore | None,
+        run_epoch: int,
     ) -> None:
         """Build the stage, restore it where asked, and meet the others."""
         self._transport = ObjectStoreTransport(self._mailbox, peers)
         self._coordinator = coordinator
         self._log = RunLog(self._root)
         self._stage = Stage(self._spec)
+        self._boundary = StageBoundary(self._stage, run_epoch)
         if restore is not None:
             log = RunLog(restore.root)
             persistence.restore_stage(self._stage, log, restore.segments, restore.step)
@@ -116,12 +122,9 @@ class LayerActor:
         self._transport.exchange(sends, [])
         return self._stage.evaluation()
 
-    def apply(self, metrics: Sequence[MetricsBatch]) -> list[TransitionReceipt]:
+    def apply(self, metrics: Sequence[MetricsBatch]) -> Receipts:
         """Record metrics, then apply what was offered; called between steps only."""
-        offered, self._offered = self._offered, []
-        for measured in metrics:
-            self._stage.record(measured)
-        return [self._stage.apply(batch) for batch in offered]
+        return self._boundary.apply(metrics)
 
     def save(self) -> list[SegmentRef]:
         """Store this stage's segments; the coordinator commits them."""
@@ -133,9 +136,13 @@ class LayerActor:
         """Index of the stage; answers while a step runs."""
         return self._spec.index
 
-    def offer(self, batch: TransitionBatch) -> None:
-        """Leave a transition batch for the next step boundary."""
-        self._offered.append(batch)
+    def offer(self, batch: Stamped[TransitionBatch]) -> Answer:
+        """Leave a transition batch for the next step boundary, or hear why it is not taken."""
+        return self._boundary.offer(batch)
+
+    def acknowledge(self, layer_id: str, stamp: Stamp) -> None:
+        """Forget a receipt that is in the log."""
+        self._boundary.acknowledge(layer_id, stamp)
 
     def abort(self, reason: str) -> None:
         """Make a step that waits for a neighbour fail."""

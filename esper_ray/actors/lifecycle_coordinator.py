@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from esper_ray.actors.commands import Commands
+from esper_ray.actors.deliveries import Deliveries
+from esper_ray.actors.journal import Journal
+from esper_ray.actors.observation import Observation, moves_of
 from esper_ray.actors.pipeline import Pipeline
+from esper_ray.actors.progress import Progress, count_seeds, occupied
+from esper_ray.actors.protocol import Reception, Stamped
 from esper_ray.errors import RunFailed
+from esper_ray.events import log as event_log
 from esper_ray.events.messages import (
     EpochReport,
     Evaluation,
@@ -19,8 +27,9 @@ from esper_ray.events.messages import (
     TransitionBatch,
     TransitionReceipt,
 )
+from esper_ray.grafting import GraftingSettings, StrategySelector
 from esper_ray.growth import judging
-from esper_ray.lifecycle import ExtendedLifecycle, LifecycleManager
+from esper_ray.lifecycle import ACTIONS, Decisions, ExtendedLifecycle, LifecycleManager
 from esper_ray.policy import (
     LayerReport,
     Measurement,
@@ -45,48 +54,8 @@ class CoordinatorSpec:
     timeout_s: float
     policy: PolicySettings
     manager: LifecycleManager
+    grafting: GraftingSettings
     manifest: Mapping[str, object]
-
-
-@dataclass(slots=True)
-class Progress:
-    """The coordinator's own state; stored in every commit."""
-
-    number: int = 0
-    transitions: int = 0
-    states_visited: list[str] = field(default_factory=lambda: [_S.DORMANT.name])
-    gate_losses: list[float] = field(default_factory=list)
-    seeds: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    def count(self, batch: TransitionBatch, receipt: TransitionReceipt) -> None:
-        """Add what a receipt says was applied."""
-        self.transitions += int(receipt.applied.sum())
-        reached = {_S(int(code)).name for code in batch.target[receipt.applied]}
-        self.states_visited = [s.name for s in _S if s.name in {*self.states_visited, *reached}]
-
-    def to_json(self) -> dict[str, object]:
-        """For the run commit; repr keeps every bit of a float."""
-        losses = [repr(loss) for loss in self.gate_losses]
-        return {
-            "number": self.number,
-            "transitions": self.transitions,
-            "states_visited": self.states_visited,
-            "gate_losses": losses,
-            "seeds": self.seeds,
-        }
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, object]) -> Progress:
-        """The inverse of `to_json`."""
-        stored = dict(body)
-        losses = [float(str(loss)) for loss in _as_list(stored.pop("gate_losses"))]
-        return cls(**stored, gate_losses=losses)  # type: ignore[arg-type]
-
-
-def _as_list(value: object) -> list[object]:
-    if not isinstance(value, list):
-        raise TypeError(f"expected a list, got {type(value).__name__}")
-    return value
 
 
 class LifecycleCoordinator:
@@ -94,9 +63,11 @@ class LifecycleCoordinator:
 
     def __init__(self, spec: CoordinatorSpec, root: Root) -> None:
         self._spec, self._root = spec, root
+        self._selector = StrategySelector(spec.grafting)
         self._reports: dict[int, StageReport] = {}
         self._arrived = asyncio.Event()
-        self._progress = Progress()
+        self._progress, self._journal = Progress(), Journal(0)
+        self._commands, self._deliveries = Commands(), Deliveries(0)
         self._losses: list[tuple[int, float]] = []
         self._seq = 0
 
@@ -108,6 +79,8 @@ class LifecycleCoordinator:
         self._log = RunLog(self._root, epoch)
         if progress is not None:
             self._progress = Progress.from_json(progress)
+        self._journal = Journal(self._progress.sequence)
+        self._deliveries = Deliveries(epoch.run_epoch)
 
     async def ingest(self, report: StageReport) -> None:
         """Take a stage's report; the newest of a stage wins, in whatever order they arrive."""
@@ -116,43 +89,35 @@ class LifecycleCoordinator:
             self._reports[report.stage] = report
             self._arrived.set()
 
+    async def request(self, action: str, layer_id: str, seed_ids: Sequence[int]) -> int:
+        """Ask for a change of some seeds at the next epoch boundary; returns its number.
+
+        The answers are in that boundary's EpochReport. ConfigError for an unknown action.
+        """
+        return self._commands.add(action, layer_id, seed_ids)
+
     async def end_epoch(self, epoch: int) -> EpochReport:
         """Judge, decide, have it applied and, where due, commit; all before the next step."""
         reports = await self._collect(epoch)
-        telemetry = {t.layer_id: t for r in reports for t in r.telemetry}
-        losses = reports[-1].losses
-        first = reports[-1].step - len(losses)
-        self._losses += [(first + i, loss) for i, loss in enumerate(losses)]
-        measured, baseline = await self._measure(telemetry)
-        gate_loss = float(baseline.loss[0])
-        kept = [*self._progress.gate_losses, gate_loss]
-        self._progress.gate_losses = kept[-judging.STABILITY_WINDOW :]
-        layers = {
-            layer_id: LayerReport(
-                batch,
-                gate_loss,
-                judging.stability(self._progress.gate_losses),
-                {seed: found for (owner, seed), found in measured.items() if owner == layer_id},
-            )
-            for layer_id, batch in telemetry.items()
-        }
-        batches = [self._decide(report) for report in layers.values()]
-        moves, grafted = await self._apply(
-            layers, [b for b in batches if len(b.seed_ids)], baseline
-        )
-        self._progress.seeds = _count_seeds(telemetry, moves)
-        commit = await self._commit_if_due(epoch, reports[-1].step, grafted)
+        losses, step = reports[-1].losses, reports[-1].step
+        self._losses += [(step - len(losses) + i, loss) for i, loss in enumerate(losses)]
+        now, gate_loss = await self._look(reports)
+        decisions = self._decide(now)
+        applied = await self._apply(now, decisions)
+        self._progress.seeds = count_seeds(now.telemetry, applied)
+        commit = await self._commit_if_due(now, decisions, applied)
         return EpochReport(
             epoch=epoch,
-            step=reports[-1].step,
+            step=step,
             losses=losses,
             gate_loss=gate_loss,
-            gate_accuracy=float(baseline.accuracy[0]),
+            gate_accuracy=now.accuracy,
             seeds=self._progress.seeds,
-            moves=tuple(moves),
+            moves=tuple(move for batch in applied for move in moves_of(batch)),
             transitions=self._progress.transitions,
             states_visited=tuple(self._progress.states_visited),
             commit=commit,
+            answers=self._commands.answered(),
         )
 
     async def evaluate(self, split: str) -> Evaluation:
@@ -175,6 +140,26 @@ class LifecycleCoordinator:
                     f"{self._spec.timeout_s:.0f} s"
                 ) from error
 
+    async def _look(self, reports: Sequence[StageReport]) -> tuple[Observation, float]:
+        """Measure the gate split; what the policy may see, and the gate loss."""
+        telemetry = {t.layer_id: t for r in reports for t in r.telemetry}
+        for batch in telemetry.values():
+            self._journal.epoch(batch, reports[-1].step)
+        measured, baseline = await self._measure(telemetry)
+        loss, accuracy = float(baseline.loss[0]), float(baseline.accuracy[0])
+        self._progress.observe(loss, accuracy)
+        steady = judging.stability(self._progress.gate_losses)
+        layers = {
+            layer_id: LayerReport(
+                batch,
+                loss,
+                steady,
+                {seed: found for (owner, seed), found in measured.items() if owner == layer_id},
+            )
+            for layer_id, batch in telemetry.items()
+        }
+        return Observation(reports[-1].epoch, reports[-1].step, layers, accuracy), loss
+
     async def _measure(
         self, telemetry: Mapping[str, TelemetryBatch]
     ) -> tuple[dict[judging.Seed, Measurement], Evaluation]:
@@ -192,54 +177,98 @@ class LifecycleCoordinator:
             self._progress.number = request.number
         return found, result
 
-    def _decide(self, report: LayerReport) -> TransitionBatch:
-        decisions = decide(report, self._spec.policy, self._spec.manager)
-        accepted = [d.request for d in decisions if d.accepted]
-        return transition_batch(report, accepted, self._spec.policy, self._next(), self._seq)
+    def _decide(self, now: Observation) -> dict[str, Decisions]:
+        """Judge every layer's requests, then what fits the budgets."""
+        policy, manager = self._spec.policy, self._spec.manager
+        commands = self._commands.take(now.telemetry)
+        judged = [
+            decide(report, policy, manager, commands[layer_id])
+            for layer_id, report in now.layers.items()
+        ]
+        counts = {layer_id: occupied(seen) for layer_id, seen in now.telemetry.items()}
+        return {d.requests.layer_id: d for d in manager.admit(judged, counts)}
 
     async def _apply(
-        self,
-        layers: Mapping[str, LayerReport],
-        batches: Sequence[TransitionBatch],
-        baseline: Evaluation,
-    ) -> tuple[list[tuple[str, int, str, str]], bool]:
-        metrics = [
-            judging.metrics_batch(
-                report.telemetry, report.measured, float(baseline.accuracy[0]), report.stability
-            )
-            for report in layers.values()
-            if report.measured
-        ]
-        by_layer = {batch.layer_id: batch for batch in batches}
-        moves: list[tuple[str, int, str, str]] = []
-        for receipt in await self._pipeline.apply(batches, metrics):
-            batch = by_layer[receipt.layer_id].take(receipt.applied)
-            self._progress.count(by_layer[receipt.layer_id], receipt)
-            moves += [
-                (batch.layer_id, int(seed), _S(int(source)).name, _S(int(target)).name)
-                for seed, source, target in zip(
-                    batch.seed_ids, batch.expected_state, batch.target, strict=True
-                )
-            ]
-        return moves, any(move[3] == _S.GRAFTING.name for move in moves)
+        self, now: Observation, decisions: Mapping[str, Decisions]
+    ) -> list[TransitionBatch]:
+        """Have metrics recorded and accepted moves made; the rows that were applied."""
+        metrics = now.metrics(self._progress)
+        for measured in metrics:
+            self._journal.metrics(measured, now.epoch, now.step)
+        accepted = {name: d.take(np.flatnonzero(d.accepted)) for name, d in decisions.items()}
+        batches = {n: self._batch(now, d) for n, d in accepted.items() if len(d.requests)}
+        done: list[TransitionBatch] = []
+        for name, decided in decisions.items():
+            self._commands.settle(name, decided.requests.seed_ids, decided.reason)
+            self._journal.refusals(decided.take(_asked_by_people(decided)), now.epoch, now.step)
+        for answer in await self._pipeline.apply(list(batches.values()), metrics):
+            name, stamp = answer.body.layer_id, answer.stamp
+            reception = self._deliveries.receive(name, stamp)
+            if reception is Reception.NEW:
+                done.append(self._book(now, answer.body, batches[name].body, accepted[name]))
+                self._deliveries.book(name, stamp)
+            if reception is not Reception.OTHER_RUN_EPOCH:
+                await self._pipeline.acknowledge(name, stamp)
+        if silent := self._deliveries.unanswered():
+            raise RunFailed(f"layer {silent[0]!r} did not answer its transition batch")
+        return done
 
-    async def _commit_if_due(self, epoch: int, step: int, grafted: bool) -> int | None:
+    def _book(
+        self,
+        now: Observation,
+        receipt: TransitionReceipt,
+        batch: TransitionBatch,
+        accepted: Decisions,
+    ) -> TransitionBatch:
+        """Journal what a receipt says, and count it; the rows that were applied."""
+        name, applied = receipt.layer_id, batch.take(receipt.applied)
+        self._commands.settle(name, batch.seed_ids, receipt.reason)
+        self._journal.moves(applied, accepted.take(np.flatnonzero(receipt.applied)), receipt.step)
+        self._progress.count(applied, now.telemetry[name], now.layers[name].measured)
+        return applied
+
+    def _batch(self, now: Observation, accepted: Decisions) -> Stamped[TransitionBatch]:
+        asked = accepted.requests
+        born = asked.target == _S.GERMINATED
+        strategy = np.full(len(asked), -1, dtype=np.int32)
+        strategy[born] = self._selector.assign(
+            asked.layer_id, asked.seed_ids[born], self._progress.outcomes
+        )
+        stamp = self._deliveries.stamp(asked.layer_id)
+        batch = transition_batch(
+            accepted, self._spec.policy, stamp.number, now.epoch, self._seq, strategy
+        )
+        return Stamped(stamp, batch)
+
+    async def _commit_if_due(
+        self,
+        now: Observation,
+        decisions: Mapping[str, Decisions],
+        applied: Sequence[TransitionBatch],
+    ) -> int | None:
         """Commit every few epochs, at the end, and whenever a seed has left a rollback copy."""
-        periodic = (epoch + 1) % self._spec.every_epochs == 0
-        if not (periodic or grafted or epoch + 1 == self._spec.epochs):
+        periodic = (now.epoch + 1) % self._spec.every_epochs == 0
+        grafted = any((batch.target == _S.GRAFTING).any() for batch in applied)
+        if not (periodic or grafted or now.epoch + 1 == self._spec.epochs):
             return None
+        for decided in decisions.values():
+            by_policy = decided.take(~_asked_by_people(decided))
+            self._journal.refusals(by_policy, now.epoch, now.step)
         segments = await self._pipeline.save()
         steps, losses = zip(*self._losses, strict=True)
         table = codec.encode_table({"step": np.array(steps), "loss": np.array(losses)})
         segments.append(self._log.put_segment("metrics", table, "arrow", len(steps)))
+        events = self._journal.drain()
+        self._progress.sequence = self._journal.sequence
         body = {
             **self._spec.manifest,
-            "step": step,
-            "epoch": epoch + 1,
-            "samples": step * self._spec.batch_size,
+            "step": now.step,
+            "epoch": now.epoch + 1,
+            "samples": now.step * self._spec.batch_size,
             "coordinator": self._progress.to_json(),
         }
-        self._log.commit(self._seq, body, segments)
+        told = self._log.put_log(self._seq, event_log.encode(events), len(events))
+        self._log.commit(self._seq, body, segments, told)
         self._losses, committed = [], self._seq
         self._seq += 1
         return committed
@@ -249,15 +278,5 @@ class LifecycleCoordinator:
         return self._progress.number
 
 
-def _count_seeds(
-    telemetry: Mapping[str, TelemetryBatch], moves: Sequence[tuple[str, int, str, str]]
-) -> dict[str, dict[str, int]]:
-    """Seeds by layer and state after `moves`; states without a seed are left out."""
-    counts: dict[str, dict[str, int]] = {}
-    for layer_id, batch in telemetry.items():
-        state = batch.state.copy()
-        for owner, seed_id, _, target in moves:
-            if owner == layer_id:
-                state[seed_id] = ExtendedLifecycle[target]
-        counts[layer_id] = {s.name: int((state == s).sum()) for s in _S if (state == s).any()}
-    return counts
+def _asked_by_people(decisions: Decisions) -> NDArray[np.bool_]:
+    return np.isin(decisions.requests.cause, [cause for _, cause in ACTIONS.values()])

@@ -32,7 +32,7 @@ def host_name(stage: Stage) -> str:
 
 
 def layer_name(layer_id: str, part: str) -> str:
-    """Segment name of a layer's `state`, `weights` or `rollback`."""
+    """Segment name of a layer's `state`, `grafting`, `weights` or `rollback`."""
     return f"layer/{layer_id}/{part}"
 
 
@@ -40,6 +40,9 @@ def _save_layer(layer: ChunkedKasminaLayer, log: RunLog) -> list[SegmentRef]:
     name, rows = layer.layer_id, layer.state.num_seeds
     table = codec.encode_table(snapshot.state_columns(layer.state))
     refs = [log.put_segment(layer_name(name, "state"), table, "arrow", rows)]
+    grafting = snapshot.grafting_columns(layer.state)
+    data, rows = codec.encode_table(grafting), len(layer.state.grafting)
+    refs.append(log.put_segment(layer_name(name, "grafting"), data, "arrow", rows))
     for part, tensors in (
         ("weights", snapshot.grown_tensors(layer)),
         ("rollback", snapshot.rollback_tensors(layer)),
@@ -60,7 +63,9 @@ def restore_stage(stage: Stage, log: RunLog, segments: Segments, step: int) -> N
 
 def _restore_layer(layer: ChunkedKasminaLayer, log: RunLog, segments: Segments) -> None:
     columns = read_state(log, segments, layer.layer_id)
-    snapshot.load_state_columns(layer.state, columns)
+    ref = _named(segments, layer_name(layer.layer_id, "grafting"))
+    grafting = codec.decode_table(log.read_segment(ref), snapshot.GRAFTING_SCHEMA, ref.rows)
+    snapshot.load_state_columns(layer.state, columns, grafting)
     parts = []
     for part in ("weights", "rollback"):
         ref = _named(segments, layer_name(layer.layer_id, part))

@@ -10,14 +10,15 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from esper_ray.actors import persistence
+from esper_ray.actors.boundary import Receipts, StageBoundary, require_taken
 from esper_ray.actors.layer_actor import Restore
+from esper_ray.actors.protocol import Stamp, Stamped
 from esper_ray.events.messages import (
     Evaluation,
     EvaluationRequest,
     MetricsBatch,
     StageReport,
     TransitionBatch,
-    TransitionReceipt,
 )
 from esper_ray.growth.spec import StageSpec
 from esper_ray.growth.stage import Stage
@@ -32,9 +33,13 @@ class Pipeline(Protocol):
         ...
 
     async def apply(
-        self, batches: Sequence[TransitionBatch], metrics: Sequence[MetricsBatch]
-    ) -> list[TransitionReceipt]:
-        """Record and apply at the step boundary; one receipt per batch, in any order."""
+        self, batches: Sequence[Stamped[TransitionBatch]], metrics: Sequence[MetricsBatch]
+    ) -> Receipts:
+        """Record and apply at the step boundary; receipts that are not acknowledged yet."""
+        ...
+
+    async def acknowledge(self, layer_id: str, stamp: Stamp) -> None:
+        """Tell a layer that its receipt is in the log."""
         ...
 
     async def save(self) -> list[SegmentRef]:
@@ -67,20 +72,27 @@ class ActorPipeline:
         return result
 
     async def apply(
-        self, batches: Sequence[TransitionBatch], metrics: Sequence[MetricsBatch]
-    ) -> list[TransitionReceipt]:
+        self, batches: Sequence[Stamped[TransitionBatch]], metrics: Sequence[MetricsBatch]
+    ) -> Receipts:
         """Offer each layer its batch, then let the owners apply."""
         for batch in batches:
-            await self.actors[self.stage_of[batch.layer_id]].ask("offer", batch)
-        own: dict[int, list[MetricsBatch]] = {self.stage_of[b.layer_id]: [] for b in batches}
+            require_taken(batch, await self._owner(batch.body.layer_id).ask("offer", batch))
+        own: dict[int, list[MetricsBatch]] = {self.stage_of[b.body.layer_id]: [] for b in batches}
         for measured in metrics:
             own.setdefault(self.stage_of[measured.layer_id], []).append(measured)
         asked = [self.actors[index].ask("apply", part) for index, part in own.items()]
         return [receipt for receipts in await asyncio.gather(*asked) for receipt in receipts]
 
+    async def acknowledge(self, layer_id: str, stamp: Stamp) -> None:
+        """See Pipeline; the layer repeats what is lost."""
+        self._owner(layer_id).tell("acknowledge", layer_id, stamp)
+
     async def save(self) -> list[SegmentRef]:
         """All stages store at once."""
         return [ref for refs in await self._all("save") for ref in refs]
+
+    def _owner(self, layer_id: str) -> Actor:
+        return self.actors[self.stage_of[layer_id]]
 
     async def _all(self, method: str, *args: object) -> list[Any]:
         """Ask every actor at once; the first failure is raised without waiting for the rest."""
@@ -90,10 +102,17 @@ class ActorPipeline:
 class LocalPipeline:
     """The same stages one after the other in this process: the reference."""
 
-    def __init__(self, specs: Sequence[StageSpec], root: Root, restore: Restore | None) -> None:
+    def __init__(
+        self, specs: Sequence[StageSpec], root: Root, restore: Restore | None, run_epoch: int
+    ) -> None:
         self._log = RunLog(root)
         self.stages = [Stage(spec) for spec in specs]
-        self._owner = {layer: stage for stage in self.stages for layer in stage.trainers}
+        self._boundaries = [StageBoundary(stage, run_epoch) for stage in self.stages]
+        self._owner = {
+            layer: boundary
+            for stage, boundary in zip(self.stages, self._boundaries, strict=True)
+            for layer in stage.trainers
+        }
         if restore is not None:
             for stage in self.stages:
                 log = RunLog(restore.root)
@@ -129,12 +148,20 @@ class LocalPipeline:
         return result
 
     async def apply(
-        self, batches: Sequence[TransitionBatch], metrics: Sequence[MetricsBatch]
-    ) -> list[TransitionReceipt]:
+        self, batches: Sequence[Stamped[TransitionBatch]], metrics: Sequence[MetricsBatch]
+    ) -> Receipts:
         """See Pipeline."""
-        for measured in metrics:
-            self._owner[measured.layer_id].record(measured)
-        return [self._owner[batch.layer_id].apply(batch) for batch in batches]
+        for batch in batches:
+            require_taken(batch, self._owner[batch.body.layer_id].offer(batch))
+        receipts: Receipts = []
+        for boundary in self._boundaries:
+            own = [m for m in metrics if self._owner[m.layer_id] is boundary]
+            receipts += boundary.apply(own)
+        return receipts
+
+    async def acknowledge(self, layer_id: str, stamp: Stamp) -> None:
+        """See Pipeline."""
+        self._owner[layer_id].acknowledge(layer_id, stamp)
 
     async def save(self) -> list[SegmentRef]:
         """See Pipeline."""

@@ -1,6 +1,6 @@
 """The run file: its keys, and how it is read and checked before anything starts."""
 
 from esper_ray.config.reading import load_config, parse_config, parse_yaml
-from esper_ray.config.schema import RunConfig
+from esper_ray.config.schema import LifecycleConfig, RunConfig
 
-__all__ = ["RunConfig", "load_config", "parse_config", "parse_yaml"]
+__all__ = ["LifecycleConfig", "RunConfig", "load_config", "parse_config", "parse_yaml"]

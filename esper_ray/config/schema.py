@@ -16,6 +16,8 @@ Size = Annotated[int, Field(ge=1, le=1_000_000)]  # what no machine holds, no al
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 NotNegative = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Rate = Annotated[float, Field(gt=0, lt=1e3)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+MOST_INT16 = 2**15 - 1  # columns of the seed state count in int16
 
 
 class Section(BaseModel):
@@ -59,17 +61,54 @@ class TrainConfig(Section):
     """Pieces that a batch is cut into on its way through the stages."""
 
 
+class SelectionConfig(Section):
+    """Which grafting strategy a seed gets; `strategy` of `seeds.grafting` is the default."""
+
+    mode: Literal["fixed", "performance", "ab", "bandit"] = "fixed"
+    """`fixed`: the default; `performance`: it gives way to others by telemetry; `ab`: an arm by
+    seed id; `bandit`: the arm that has gained most, by UCB1."""
+    arms: list[str] = Field(default_factory=list)
+    """Strategies of `ab` and `bandit`."""
+    experiment: str = ""
+    """Name of an `ab` experiment; another name deals the arms anew."""
+    improving_delta: Fraction = 0.01
+    """Gain above which a seed improves, for `performance`."""
+    improving_epochs: Annotated[int, Field(ge=1, le=255)] = 3
+    """Epochs in a row after which an improving seed switches to `momentum`."""
+    cooldown_epochs: Annotated[int, Field(ge=1, le=MOST_INT16)] = 10
+    """Epochs between two switches of a seed."""
+
+
 class GraftingConfig(Section):
     """How alpha rises from 0 to 1 in GRAFTING."""
 
     strategy: str = "drift_controlled"
-    """`linear` or `drift_controlled`."""
-    ramp_epochs: Positive = 50
+    """`linear`, `drift_controlled`, `momentum`, `adaptive` or `stability`."""
+    ramp_epochs: Annotated[int, Field(ge=1, le=MOST_INT16 // 2)] = 50
     """Lifecycle epochs of the ramp without a pause."""
     drift_threshold: Rate = 0.01
-    """Relative weight change of a seed per optimiser step above which alpha is held."""
-    pause_epochs: Annotated[int, Field(ge=0, le=2**15 - 1)] = 10  # the state tensor's int16
-    """Lifecycle epochs that it is held for."""
+    """Weight drift of a seed above which alpha is held."""
+    drift_unit: Literal["step", "epoch"] = "step"
+    """Drift is the relative weight change per optimiser step, or per lifecycle epoch."""
+    pause_epochs: Annotated[int, Field(ge=0, le=MOST_INT16)] = 10
+    """Lifecycle epochs that alpha is held for."""
+    resume: Literal["jump", "continue"] = "jump"
+    """After a pause alpha jumps to where the ramp would be, or goes on from where it was."""
+    momentum_factor: Fraction = 0.1
+    """Share of the velocity that `momentum` keeps from one epoch to the next."""
+    adaptive_drift: Rate = 0.005
+    """Drift above which `adaptive` pauses and lengthens its ramp."""
+    adaptive_delta: Fraction = 0.01
+    """Gain above which `adaptive` speeds up and shortens its ramp."""
+    check_every: Annotated[int, Field(ge=1, le=MOST_INT16)] = 5
+    """Epochs between the checks of `stability`."""
+    loss_variance_max: Rate = 0.1
+    """Variance of the last gate losses below which a seed is stable."""
+    gradient_norm_max: Annotated[float, Field(gt=0, lt=1e9)] = 10.0
+    """Gradient norm below which it is."""
+    accuracy_variance_max: Rate = 0.05
+    """Variance of the last gate accuracies below which it is."""
+    selection: SelectionConfig = Field(default_factory=SelectionConfig)
 
 
 class SeedsConfig(Section):
@@ -80,6 +119,8 @@ class SeedsConfig(Section):
     module's output is divided among its seeds."""
     seeds_per_layer: Size = 4
     """Seeds, and so chunks, of each matched module."""
+    chunk_sizes: list[Size] | None = None
+    """Features of each chunk, in order; by default they are as equal as can be."""
     epoch_steps: Positive = 8
     """Optimiser steps of a lifecycle epoch."""
     blueprint: str = "bottleneck"
@@ -95,6 +136,19 @@ class SeedsConfig(Section):
     warmup_steps: NotNegative = 10
     """Optimiser steps over which a newborn seed's learning rate rises."""
     grafting: GraftingConfig = Field(default_factory=GraftingConfig)
+
+
+class BudgetConfig(Section):
+    """How many seeds may be in a state at once; without a number, any."""
+
+    training_per_layer: Positive | None = None
+    """Seeds of one layer in TRAINING."""
+    training_in_all: Positive | None = None
+    """Seeds of all layers in TRAINING."""
+    grafting_per_layer: Positive | None = None
+    """Seeds of one layer in GRAFTING."""
+    grafting_in_all: Positive | None = None
+    """Seeds of all layers in GRAFTING."""
 
 
 class LifecycleConfig(Section):
@@ -114,6 +168,11 @@ class LifecycleConfig(Section):
     """The same for FINE_TUNING."""
     gates: dict[str, float] = Field(default_factory=dict)
     """Thresholds of the gates, by name; [defaults](lifecycle.md#gates)."""
+    replanting: bool = False
+    """Whether a request may start a culled, cancelled or rolled back seed anew."""
+    embargo_epochs: NotNegative = 0
+    """Epochs after which a culled seed may be replanted."""
+    budgets: BudgetConfig = Field(default_factory=BudgetConfig)
 
     @field_validator("minimum_epochs")
     @classmethod

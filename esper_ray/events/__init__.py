@@ -1,9 +1,11 @@
 """What parts of a run tell each other, as frozen structs of arrays."""
 
 from esper_ray.events.messages import (
+    Answer,
     EpochReport,
     Evaluation,
     EvaluationRequest,
+    GraftingSignals,
     MetricsBatch,
     StageReport,
     TelemetryBatch,
@@ -12,9 +14,11 @@ from esper_ray.events.messages import (
 )
 
 __all__ = [
+    "Answer",
     "EpochReport",
     "Evaluation",
     "EvaluationRequest",
+    "GraftingSignals",
     "MetricsBatch",
     "StageReport",
     "TelemetryBatch",

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from esper_ray.lifecycle import Cause, ExtendedLifecycle, Refusal
+
+_REPLANT, _DORMANT = int(Cause.REPLANT), int(ExtendedLifecycle.DORMANT)
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class GraftingSignals:
+    """What grafting strategies read in one epoch: a row per seed in GRAFTING, ids ascending.
+
+    Every measure is (rows,) float64, NaN = not measured: relative weight change per step, gate
+    loss gained by the seed, variance of the last gate losses and accuracies, gradient norm.
+    """
+
+    seed_ids: NDArray[np.int64]
+    weight_drift: NDArray[np.float64]
+    performance_delta: NDArray[np.float64]
+    loss_variance: NDArray[np.float64]
+    gradient_norm: NDArray[np.float64]
+    accuracy_variance: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +46,16 @@ class TelemetryBatch:
     error_count: Ints
     local_loss: Floats
     delta_ratio: Floats
-    weight_drift: Floats
     chunk_mean: Floats
     chunk_variance: Floats
     chunk_gradient: Floats
-    pauses: NDArray[np.int16]
+    strategy: Ints
+    last_change: Ints
+    """Lifecycle epoch of a seed's last transition, -1 = none yet."""
+    errors: Ints
+    """Errors counted in this epoch."""
+    signals: GraftingSignals
+    """What the strategies read in this epoch, a row per seed that was in GRAFTING."""
     parameter_share: float
     """Weights of one blueprint over weights of the host layer."""
 
@@ -53,8 +79,13 @@ class TransitionBatch:
     strategy: Ints
     checkpoint_id: Ints
 
-    def take(self, mask: NDArray[np.bool_]) -> TransitionBatch:
-        """The rows where `mask` is True."""
+    @property
+    def replants(self) -> NDArray[np.bool_]:
+        """(rows,) True where a terminal seed starts a new generation, which is no transition."""
+        return np.equal(self.cause, _REPLANT) & np.equal(self.target, _DORMANT)
+
+    def take(self, mask: NDArray[Any]) -> TransitionBatch:
+        """The rows that a mask or an array of positions picks."""
         return TransitionBatch(
             self.layer_id,
             self.number,
@@ -86,7 +117,8 @@ class MetricsBatch:
     """Measured metrics of some seeds of a layer.
 
     `metrics` is (rows, 4): loss, accuracy, stability, efficiency; bit i of `valid` says that
-    column i was measured. `score` is the performance delta, NaN = not measured.
+    column i was measured. `score` is the performance delta, NaN = not measured. The variances of
+    the last gate losses and accuracies are the same for all seeds.
     """
 
     layer_id: str
@@ -94,6 +126,8 @@ class MetricsBatch:
     metrics: Floats
     valid: NDArray[np.uint8]
     score: Floats
+    loss_variance: float = math.nan
+    accuracy_variance: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +171,17 @@ class StageReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of one seed of a request; `refusal` is Refusal.NONE where it was done."""
+
+    number: int
+    action: str
+    layer_id: str
+    seed_id: int
+    refusal: Refusal
+
+
+@dataclass(frozen=True, slots=True)
 class EpochReport:
     """What an epoch did: losses in nats, seeds by layer and state, applied moves."""
 
@@ -151,3 +196,4 @@ class EpochReport:
     transitions: int
     states_visited: tuple[str, ...]
     commit: int | None
+    answers: tuple[Answer, ...] = ()

@@ -139,6 +139,7 @@ def _wrap(module: nn.Module, layer: LayerSpec, spec: StageSpec) -> ChunkedKasmin
         blueprint_name=spec.seeds.blueprint,
         hidden=spec.seeds.hidden,
         stream=str(spec.run_seed),
+        chunk_sizes=layer.chunk_sizes,
     )
     parent, _, name = layer.path.rpartition(".")
     setattr(module.get_submodule(parent), name, wrapped)

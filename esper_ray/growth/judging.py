@@ -67,13 +67,23 @@ def stability(gate_losses: Sequence[float]) -> float | None:
     return float(1.0 - min(1.0, last.std() / abs(last.mean())))
 
 
+def variance(values: Sequence[float]) -> float:
+    """Variance of the last five values; NaN until there are five."""
+    last = np.asarray(values[-STABILITY_WINDOW:], dtype=np.float64)
+    return float(last.var()) if len(last) == STABILITY_WINDOW else math.nan
+
+
 def metrics_batch(
     telemetry: TelemetryBatch,
     measured: Mapping[int, Measurement],
     accuracy: float | None,
     steadiness: float | None,
+    variances: tuple[float, float] = (math.nan, math.nan),
 ) -> MetricsBatch:
-    """The measured seeds' rows for the state tensor: loss, accuracy, stability, efficiency."""
+    """The measured seeds' rows for the state tensor: loss, accuracy, stability, efficiency.
+
+    `variances` are those of the last gate losses and accuracies.
+    """
     ids = np.array(sorted(measured), dtype=np.int64)
     rows = np.full((len(ids), 4), np.nan, dtype=np.float32)
     for row, seed_id in enumerate(ids.tolist()):
@@ -84,7 +94,7 @@ def metrics_batch(
     score: NDArray[np.float32] = np.array(
         [measured[i].delta for i in ids.tolist()], dtype=np.float32
     )
-    return MetricsBatch(telemetry.layer_id, ids, np.nan_to_num(rows), valid, score)
+    return MetricsBatch(telemetry.layer_id, ids, np.nan_to_num(rows), valid, score, *variances)
 
 
 def _or_nan(value: float | None) -> float:

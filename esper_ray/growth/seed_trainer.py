@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from esper_ray.events.messages import TelemetryBatch
+from esper_ray.events.messages import GraftingSignals, TelemetryBatch
 from esper_ray.growth.objectives import chunk_mean, local_loss, objective
 from esper_ray.growth.slot_adam import gradient_norms, step_rows
 from esper_ray.growth.spec import SeedSpec
@@ -13,6 +17,13 @@ from esper_ray.layers import ChunkedKasminaLayer
 from esper_ray.lifecycle import ExtendedLifecycle
 
 _S = ExtendedLifecycle
+_TELEMETRY: Final = (
+    "local_loss",
+    "delta_ratio",
+    "chunk_mean",
+    "chunk_variance",
+    "chunk_gradient",
+)
 
 
 class SeedTrainer:
@@ -23,25 +34,28 @@ class SeedTrainer:
         self._objective = objective(spec.objective, layer.bank.kind)
         host = sum(p.numel() for p in layer.host_parameters())
         self._share = layer.bank.weights_per_seed / max(host, 1)
-        self._training = layer.rows_in(_S.TRAINING)
-        self._stepped = layer.stepped()
         self._sample = False
-        self._previous: dict[str, Tensor] = {}
         self.reset_epoch()
 
     def reset_epoch(self) -> None:
-        """Start an epoch: nothing measured yet, drift counts from the weights as they are."""
-        unmeasured = torch.full((self.layer.state.num_seeds,), torch.nan)
-        self._seen = {
-            name: unmeasured.clone()
-            for name in ("local_loss", "delta_ratio", "mean", "variance", "gradient")
-        }
-        self._previous = {n: w.detach().clone() for n, w in self.layer.bank.weights.items()}
+        """Start an epoch: nothing measured yet."""
+        self._sampled: dict[str, Tensor] = {}
+        self._learned: dict[str, Tensor] = {}
+        self.refresh()
 
     def refresh(self) -> None:
-        """Take over the rows' new states after a change of the state tensor."""
-        self._training = self.layer.rows_in(_S.TRAINING)
-        self._stepped = self.layer.stepped()
+        """Take over the rows' new states after a change; drift and errors count from now."""
+        layer = self.layer
+        self._training = layer.rows_in(_S.TRAINING)
+        self._stepped = layer.stepped()
+        self._grafting = layer.rows_in(_S.GRAFTING)
+        self._errors_before = layer.state.view().error_count
+        self._before = self._grafting_weights()
+        self._norms = torch.full((len(self._grafting),), torch.nan)
+
+    def _grafting_weights(self) -> dict[str, Tensor]:
+        weights = self.layer.bank.weights.items()
+        return {name: w.detach().index_select(0, self._grafting) for name, w in weights}
 
     def begin_step(self, sample: bool) -> None:
         """Clear gradients; `sample` asks for chunk telemetry in this step."""
@@ -69,20 +83,20 @@ class SeedTrainer:
         ratio = chunk_mean(delta.detach().pow(2), chunks, rows).sqrt() / (
             chunk_mean(own.pow(2), chunks, rows).sqrt() + 1e-12
         )
-        self._seen["local_loss"][rows] = losses.detach()
-        self._seen["delta_ratio"][rows] = ratio
+        self._learned = {"rows": rows, "local_loss": losses.detach(), "delta_ratio": ratio}
 
     def step(self) -> None:
         """Move the rows whose state allows it; count a gradient that is not finite as an error."""
         norms = gradient_norms(self.layer.bank)
         self.layer.state.count_errors(self._stepped & ~norms.isfinite())
         step_rows(self.layer.bank, self._stepped, norms, self.spec.optimizer)
+        self._norms = norms[self._grafting]
 
     def end_epoch(self, epoch: int) -> TelemetryBatch:
         """Advance every seed by one lifecycle epoch and report the epoch."""
-        layer, drift = self.layer, self._drift()
-        layer.advance_epoch(drift, self.spec.grafting)
-        view, seen = layer.state.view(), {k: v.cpu().numpy() for k, v in self._seen.items()}
+        layer, signals = self.layer, self._signals()
+        layer.advance_epoch(signals, self.spec.grafting, epoch)
+        view = layer.state.view()
         batch = TelemetryBatch(
             layer_id=layer.layer_id,
             epoch=epoch,
@@ -91,33 +105,60 @@ class SeedTrainer:
             generation=view.generation,
             alpha=view.alpha,
             error_count=view.error_count,
-            local_loss=seen["local_loss"],
-            delta_ratio=seen["delta_ratio"],
-            weight_drift=drift.cpu().numpy(),
-            chunk_mean=seen["mean"],
-            chunk_variance=seen["variance"],
-            chunk_gradient=seen["gradient"],
-            pauses=layer.state.pauses.cpu().numpy().copy(),
+            **self._measured(),
+            strategy=view.strategy,
+            last_change=layer.state.last_change(),
+            errors=view.error_count - self._errors_before,
+            signals=signals,
             parameter_share=self._share,
         )
         self.reset_epoch()
         return batch
+
+    def _measured(self) -> dict[str, NDArray[np.float32]]:
+        """Telemetry of the epoch, (seeds,) each, NaN where a seed was not measured."""
+        seeds = self.layer.state.num_seeds
+        found = {name: _unmeasured(seeds) for name in _TELEMETRY}
+        found.update((name, values.cpu().numpy()) for name, values in self._sampled.items())
+        if self._learned:
+            rows = self._learned["rows"].cpu().numpy()
+            for name in ("local_loss", "delta_ratio"):
+                found[name][rows] = self._learned[name].cpu().numpy()
+        return found
 
     def _observe(self, h: Tensor, g: Tensor) -> None:
         chunks = self.layer.chunks
         rows = torch.arange(chunks.num_seeds, device=h.device)
         packed = chunks.pack(h)
         mean = chunk_mean(packed, chunks, rows)
-        self._seen["mean"] = mean
-        self._seen["variance"] = chunk_mean((packed - mean[:, None]).pow(2), chunks, rows)
-        self._seen["gradient"] = chunk_mean(chunks.pack(g).pow(2), chunks, rows).sqrt()
+        self._sampled = {
+            "chunk_mean": mean,
+            "chunk_variance": chunk_mean((packed - mean[:, None]).pow(2), chunks, rows),
+            "chunk_gradient": chunk_mean(chunks.pack(g).pow(2), chunks, rows).sqrt(),
+        }
+
+    def _signals(self) -> GraftingSignals:
+        memory = self.layer.state.grafting
+        measured = ("performance_delta", "loss_variance", "accuracy_variance")
+        return GraftingSignals(
+            seed_ids=memory.seed_ids.astype(np.int64),
+            weight_drift=self._drift().cpu().numpy().astype(np.float64),
+            gradient_norm=self._norms.cpu().numpy().astype(np.float64),
+            **{name: memory[name].copy() for name in measured},
+        )
 
     def _drift(self) -> Tensor:
-        """(seeds,) relative change of the weights over the epoch, per step; NaN for the newborn."""
-        change = old = torch.zeros(())
-        for name, weight in self.layer.bank.weights.items():
-            before = self._previous[name].flatten(1)
-            change = change + (weight.detach().flatten(1) - before).pow(2).sum(1)
+        """(grafting seeds,) relative change of the weights; NaN for those without any before."""
+        change = old = torch.zeros(len(self._grafting), device=self._grafting.device)
+        for name, weight in self._grafting_weights().items():
+            before = self._before[name].flatten(1)
+            change = change + (weight.flatten(1) - before).pow(2).sum(1)
             old = old + before.pow(2).sum(1)
-        drift = (change / old).sqrt() / self.epoch_steps
+        drift = (change / old).sqrt()
+        if self.spec.drift_unit == "step":
+            drift = drift / self.epoch_steps
         return torch.where(old > 0, drift, torch.nan)
+
+
+def _unmeasured(seeds: int) -> NDArray[np.float32]:
+    return np.full(seeds, np.nan, dtype=np.float32)

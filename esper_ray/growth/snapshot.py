@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esper_ray.errors import CorruptError
-from esper_ray.growth.seed_trainer import SeedTrainer
+from esper_ray.grafting import COLUMNS as GRAFTING_COLUMNS
 from esper_ray.growth.stage import Stage
 from esper_ray.layers import ChunkedKasminaLayer
 from esper_ray.lifecycle import ExtendedLifecycle
@@ -32,49 +32,62 @@ COLUMN_NAMES: Final = (
     "error_count",
 )
 
-_EXTRA: Final[Mapping[str, tuple[str, int]]] = {
-    "transition_history": ("int32", 20),
-    "transition_count": ("int16", 0),
-    "performance_metrics": ("float32", 4),
-    "metrics_valid": ("uint8", 0),
-    "alpha": ("float32", 0),
-    "generation": ("int16", 0),
-    "pause": ("int16", 0),
-    "pauses": ("int16", 0),
+_BUFFERS: Final[Mapping[str, tuple[str, str, int]]] = {
+    "transition_history": ("history", "int32", 20),
+    "transition_count": ("transition_count", "int16", 0),
+    "performance_metrics": ("metrics", "float32", 4),
+    "metrics_valid": ("metrics_valid", "uint8", 0),
+    "alpha": ("alpha", "float32", 0),
+    "generation": ("generation", "int16", 0),
 }
+"""Stored column -> (buffer, dtype, width); a buffer has its rows last, a column first."""
 
 STATE_SCHEMA: Final[Schema] = {
     "seed_id": (np.dtype(np.int32), 0),
     **{name: (np.dtype(np.int32), 0) for name in COLUMN_NAMES},
-    **{name: (np.dtype(kind), width) for name, (kind, width) in _EXTRA.items()},
+    **{name: (np.dtype(kind), width) for name, (_, kind, width) in _BUFFERS.items()},
 }
 """Columns of a layer's state table: name -> (dtype, width), width 0 for a plain column."""
+
+GRAFTING_SCHEMA: Final[Schema] = {
+    name: (np.dtype(np.uint8) if dtype == np.bool_ else dtype, 0)
+    for name, dtype in GRAFTING_COLUMNS.items()
+}
+"""Columns of the table of the seeds in GRAFTING; Arrow's bits are stored as bytes."""
 
 
 def state_columns(state: ExtendedStateTensor) -> Columns:
     """The state of every seed, in the order of STATE_SCHEMA."""
-    numbers = state.columns.cpu().numpy()
+    numbers = state.fetch("columns")
     columns: Columns = {"seed_id": np.arange(state.num_seeds, dtype=np.int32)}
     columns.update((name, numbers[i].copy()) for i, name in enumerate(COLUMN_NAMES))
-    for name, (_, width) in _EXTRA.items():
-        value = state.get_buffer(name).cpu().numpy().copy()
-        columns[name] = value.reshape(len(value), width) if width else value
+    for name, (buffer, _, width) in _BUFFERS.items():
+        value = np.moveaxis(state.host(buffer), -1, 0)
+        columns[name] = (value.reshape(state.num_seeds, width) if width else value).copy()
     return columns
 
 
-def load_state_columns(state: ExtendedStateTensor, columns: Columns) -> None:
+def grafting_columns(state: ExtendedStateTensor) -> Columns:
+    """What strategies remember, a row per seed in GRAFTING, in the order of GRAFTING_SCHEMA."""
+    arrays = state.grafting.arrays()
+    return {name: arrays[name].astype(dtype) for name, (dtype, _) in GRAFTING_SCHEMA.items()}
+
+
+def load_state_columns(state: ExtendedStateTensor, columns: Columns, grafting: Columns) -> None:
     """Take over columns read from storage, after checking that they are possible."""
-    problem = _impossible(columns, state.num_seeds)
+    problem = _impossible(columns, grafting, state.num_seeds)
     if problem:
         raise CorruptError(f"stored seed state is impossible: {problem}")
+    state.grafting.load({n: grafting[n].astype(d) for n, d in GRAFTING_COLUMNS.items()})
     state.columns.copy_(torch.from_numpy(np.stack([columns[n] for n in COLUMN_NAMES])))
-    for name in _EXTRA:
-        buffer = state.get_buffer(name)
-        buffer.copy_(torch.from_numpy(columns[name]).view(buffer.shape))
+    for name, (buffer_name, _, _) in _BUFFERS.items():
+        buffer = state.get_buffer(buffer_name)
+        rows_last = columns[name].reshape(-1, *buffer.shape[:-1])
+        buffer.copy_(torch.from_numpy(np.ascontiguousarray(np.moveaxis(rows_last, 0, -1))))
     state.changed()
 
 
-def _impossible(columns: Columns, num_seeds: int) -> str | None:
+def _impossible(columns: Columns, grafting: Columns, num_seeds: int) -> str | None:
     codes, alpha = columns["lifecycle_state"], columns["alpha"]
     if not np.array_equal(columns["seed_id"], np.arange(num_seeds)):
         return f"seed ids are not 0..{num_seeds - 1}"
@@ -82,8 +95,12 @@ def _impossible(columns: Columns, num_seeds: int) -> str | None:
         return "a lifecycle state is not in 0..10"
     if not ((alpha >= 0) & (alpha <= 1)).all():  # NaN fails too
         return "an alpha is not in [0, 1]"
-    if (columns["epochs_in_state"] < 0).any() or (columns["generation"] < 0).any():
+    counts = ("epochs_in_state", "generation", "transition_count")
+    if any((columns[name] < 0).any() for name in counts):
         return "a count is negative"
+    in_grafting = np.flatnonzero(codes == ExtendedLifecycle.GRAFTING)
+    if not np.array_equal(grafting["seed_id"], in_grafting):
+        return "the table of grafting is not that of the seeds in GRAFTING"
     return None
 
 
@@ -167,9 +184,5 @@ def resume_trainers(stage: Stage, step: int) -> None:
     """Continue at optimiser step `step`, an epoch boundary."""
     stage.step = step
     for trainer in stage.trainers.values():
-        _resume(trainer)
-
-
-def _resume(trainer: SeedTrainer) -> None:
-    trainer.refresh()
-    trainer.reset_epoch()
+        trainer.layer.epoch = step // trainer.epoch_steps - 1
+        trainer.reset_epoch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from esper_ray.grafting import GraftingSettings
 from esper_ray.growth.slot_adam import SlotAdamSettings
@@ -17,11 +18,15 @@ class LayerSpec:
     path: str
     width: int
     num_seeds: int
+    chunk_sizes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SeedSpec:
-    """How seeds grow; `k` is the step size of `gradient_target`."""
+    """How seeds grow; `k` is the step size of `gradient_target`.
+
+    Weight drift is the change over an epoch, divided by its steps where `drift_unit` is "step".
+    """
 
     blueprint: str = "bottleneck"
     hidden: int = 32
@@ -29,6 +34,7 @@ class SeedSpec:
     k: float = 0.3
     optimizer: SlotAdamSettings = field(default_factory=SlotAdamSettings)
     grafting: GraftingSettings = field(default_factory=GraftingSettings)
+    drift_unit: Literal["step", "epoch"] = "step"
 
 
 @dataclass(frozen=True, slots=True)

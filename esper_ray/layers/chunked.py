@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,10 +11,18 @@ from torch import Tensor, nn
 
 from esper_ray.blueprints import BlueprintShape, blueprint
 from esper_ray.errors import ConfigError
-from esper_ray.events.messages import TransitionBatch
-from esper_ray.grafting import GraftingColumns, GraftingSettings, advance_alpha
-from esper_ray.lifecycle import STEPPED_STATES, ExtendedLifecycle
-from esper_ray.seeds import ChunkManager, ExtendedStateTensor, SeedBank
+from esper_ray.events.messages import GraftingSignals, TransitionBatch
+from esper_ray.grafting import GraftingSettings
+from esper_ray.lifecycle import (
+    STEPPED_STATES,
+    ExtendedLifecycle,
+    LifecycleManager,
+    Refusal,
+    Requests,
+    move_of,
+)
+from esper_ray.policy import PolicySettings, transition_batch
+from esper_ray.seeds import Applied, ChunkManager, ExtendedStateTensor, LogicalSeed, SeedBank
 
 _S = ExtendedLifecycle
 
@@ -34,6 +44,7 @@ class ChunkedKasminaLayer(nn.Module):
         blueprint_name: str = "bottleneck",
         hidden: int = 32,
         stream: str = "0",
+        chunk_sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         width = width if width is not None else getattr(base_layer, "out_features", None)
@@ -45,12 +56,15 @@ class ChunkedKasminaLayer(nn.Module):
         self.base_layer = base_layer
         self.layer_id = layer_id
         self.stream = f"{stream}/seed/{layer_id}"
-        self.chunks = ChunkManager(width, num_seeds)
+        self.chunks = ChunkManager(width, num_seeds, chunk_sizes)
         self.state = ExtendedStateTensor(num_seeds)
         kind, shape = blueprint(blueprint_name), BlueprintShape(self.chunks.chunk_width, hidden)
         self.bank = SeedBank(kind, shape, num_seeds)
+        self.manager = LifecycleManager()
+        self.epoch = 0
         self.listening = False
         self._heard: list[Tensor] = []
+        self._subscribers: list[Callable[[TransitionBatch], None]] = []
         self._active: Tensor | None = None
         self.to(device)
 
@@ -120,32 +134,73 @@ class ChunkedKasminaLayer(nn.Module):
         mask[self.rows_in(*STEPPED_STATES)] = True
         return mask
 
-    def apply_transitions(
-        self, batch: TransitionBatch
-    ) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+    def seed(self, seed_id: int) -> LogicalSeed:
+        """One seed as an agent of its own; IndexError if unknown."""
+        return LogicalSeed(self, seed_id)
+
+    def apply_transitions(self, batch: TransitionBatch) -> Applied:
         """Apply what is still current, with what each transition does to the weights."""
         applied, reason = self.state.compare_and_set(batch)
         ids, target = batch.seed_ids[applied], batch.target[applied]
-        device = self.state.alpha.device
-        born = torch.from_numpy(ids[target == _S.GERMINATED]).to(device)
-        grafted = torch.from_numpy(ids[target == _S.GRAFTING]).to(device)
-        failed = torch.from_numpy(ids[target == _S.ROLLED_BACK]).to(device)
+        born, grafted, failed, renewed = (
+            torch.from_numpy(ids[target == state]).to(self.state.alpha.device)
+            for state in (_S.GERMINATED, _S.GRAFTING, _S.ROLLED_BACK, _S.DORMANT)
+        )
         self.bank.reset(born, self.state.generation[born], self.stream)
         self.bank.park(grafted)
         self.bank.bring_back(failed)
-        self.refresh()
+        self.bank.forget(renewed)
+        self._active = None
+        if len(ids):
+            for tell in self._subscribers:
+                tell(batch.take(applied))
         return applied, reason
 
-    def advance_epoch(self, drift: Tensor, settings: GraftingSettings) -> None:
-        """One lifecycle epoch; `drift` (seeds,) is the relative weight change per step."""
+    def subscribe(self, tell: Callable[[TransitionBatch], None]) -> None:
+        """Have `tell` called with the applied rows of every batch, after they have changed."""
+        self._subscribers.append(tell)
+
+    def request(self, action: str, seed_ids: Sequence[int]) -> list[Refusal]:
+        """Judge and make a change of some seeds by `manager`; Refusal.NONE where it was made.
+
+        Actions are those of `lifecycle.ACTIONS`, ConfigError for another. Gates that need a
+        measurement stay shut here.
+        """
+        ids = np.asarray(seed_ids, dtype=np.int64)
+        known = (ids >= 0) & (ids < self.state.num_seeds)
+        decided = self.manager.judge(self._requests(action, np.where(known, ids, 0)))
+        reason = np.where(known, decided.reason, Refusal.UNKNOWN_SEED)
+        batch = transition_batch(decided, PolicySettings(), number=0, epoch=self.epoch)
+        rows = np.flatnonzero(reason == Refusal.NONE)
+        _, reason[rows] = self.apply_transitions(batch.take(rows))
+        return [Refusal(code) for code in reason.tolist()]
+
+    def _requests(self, action: str, ids: NDArray[np.int64]) -> Requests:
+        view, (target, cause) = self.state.rows(ids), move_of(action)
+        return Requests(
+            layer_id=self.layer_id,
+            seed_ids=ids,
+            generation=view.generation,
+            source=view.state,
+            target=np.full(len(ids), target, dtype=np.int32),
+            cause=np.full(len(ids), cause, dtype=np.int32),
+            epochs_in_state=view.epochs_in_state,
+            error_count=view.error_count,
+            metrics={
+                "alpha": view.alpha.astype(np.float64),
+                "epochs_since_end": self.epoch - self.state.last_change(ids).astype(np.float64),
+            },
+        )
+
+    def advance_epoch(
+        self, signals: GraftingSignals, settings: GraftingSettings, epoch: int
+    ) -> None:
+        """Lifecycle epoch `epoch` ends; `signals` has a row per seed in GRAFTING."""
         if not self.training:
             raise RuntimeError(f"layer {self.layer_id!r} is in eval mode, epochs do not advance")
-        state = self.state
-        held = GraftingColumns(state.alpha, state.pause, state.pauses)
-        strategy = state.columns[state.GRAFTING_STRATEGY]
-        epochs = state.columns[state.EPOCHS_IN_STATE] + 1
-        state.advance(*advance_alpha(strategy, epochs, drift, held, settings))
-        self.refresh()
+        self.state.advance(signals, settings)
+        self.epoch = epoch
+        self._active = None
 
     def refresh(self) -> None:
         """Forget what was derived from the state columns."""

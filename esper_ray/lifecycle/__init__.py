@@ -1,8 +1,20 @@
-"""States, transitions and gates of a seed: tables and pure functions, standard library only."""
+"""States, transitions, gates and budgets of seeds: tables and pure functions, without torch."""
 
+from esper_ray.lifecycle.actions import ACTIONS, move_of
+from esper_ray.lifecycle.budgets import UNLIMITED, Budgets
 from esper_ray.lifecycle.context import TransitionContext
-from esper_ray.lifecycle.gates import GATES, GateSettings
-from esper_ray.lifecycle.manager import Decision, LifecycleManager, TransitionRequest
+from esper_ray.lifecycle.gates import (
+    GATES,
+    RECONSTRUCTION,
+    Clause,
+    Gate,
+    GateSettings,
+    Shut,
+    gate_of,
+)
+from esper_ray.lifecycle.manager import LifecycleManager
+from esper_ray.lifecycle.refusal import REASONS, Refusal, first_failed
+from esper_ray.lifecycle.requests import Decisions, Explanation, Requests
 from esper_ray.lifecycle.states import (
     ACTIVE_STATES,
     BLENDED_STATES,
@@ -12,21 +24,44 @@ from esper_ray.lifecycle.states import (
     Cause,
     ExtendedLifecycle,
 )
-from esper_ray.lifecycle.transitions import StateTransition
+from esper_ray.lifecycle.transitions import (
+    LAST_GENERATION,
+    MOVES,
+    RENEWABLE,
+    TRANSITION_TABLE,
+    StateTransition,
+)
 
 __all__ = [
+    "ACTIONS",
     "ACTIVE_STATES",
     "BLENDED_STATES",
     "GATES",
+    "LAST_GENERATION",
     "MINIMUM_EPOCHS",
+    "MOVES",
+    "REASONS",
+    "RECONSTRUCTION",
+    "RENEWABLE",
     "STEPPED_STATES",
     "TERMINAL_STATES",
+    "TRANSITION_TABLE",
+    "UNLIMITED",
+    "Budgets",
     "Cause",
-    "Decision",
+    "Clause",
+    "Decisions",
+    "Explanation",
     "ExtendedLifecycle",
+    "Gate",
     "GateSettings",
     "LifecycleManager",
+    "Refusal",
+    "Requests",
+    "Shut",
     "StateTransition",
     "TransitionContext",
-    "TransitionRequest",
+    "first_failed",
+    "gate_of",
+    "move_of",
 ]

@@ -1,20 +1,26 @@
-"""One pure function per gated transition: `None` lets the seed pass, a sentence refuses it.
+"""Gates as data: which measured number must stand in which relation to which threshold.
 
-A metric that was not measured, or is not a finite number, never satisfies a clause.
+One evaluation serves single seeds and whole batches: a value is a float or an array (rows,), and
+the operators used here work on both. What was not measured, or is not finite, satisfies no clause.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
+from typing import Any
 
 from esper_ray.errors import ConfigError
-from esper_ray.lifecycle.context import TransitionContext
 from esper_ray.lifecycle.states import ExtendedLifecycle
 
 _S = ExtendedLifecycle
+
+Value = Any
+"""A float, or an array of float64 (rows,)."""
+Values = Mapping[str, Value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +40,24 @@ class GateSettings:
     final_stability_min: float = 0.95
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            if math.isnan(getattr(self, f.name)):  # compares false, and would open a gate
-                raise ConfigError(f"gate threshold {f.name} must be a number, got nan")
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            whole = name not in _COUNTS or value == int(value) if math.isfinite(value) else False
+            if not (whole and low <= value <= high):
+                number = "a whole number" if name in _COUNTS else "a number"
+                raise ConfigError(
+                    f"gate threshold {name} is {value}, not {number} from {low:g} to {high:g}",
+                    "change lifecycle.gates",
+                )
+
+    @classmethod
+    def of(cls, thresholds: Mapping[str, float]) -> GateSettings:
+        """Defaults with some thresholds changed; counts become whole numbers."""
+        given: dict[str, Any] = dict(thresholds)
+        for name in _COUNTS:
+            if name in given and math.isfinite(given[name]) and given[name] == int(given[name]):
+                given[name] = int(given[name])
+        return cls(**given)
 
     def changed(self) -> dict[str, float]:
         """Thresholds that differ from the defaults, by name."""
@@ -47,94 +68,211 @@ class GateSettings:
         }
 
 
-Gate = Callable[[TransitionContext, GateSettings], str | None]
+RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "reconstruction_loss_max": (0.0, 1e9),
+        "delta_ratio_max": (0.0, 1e9),
+        "alpha_one_loss_ratio_max": (0.0, 1e9),
+        "performance_delta_min": (-1.0, 1.0),
+        "stability_min": (0.0, 1.0),
+        "cull_performance_delta": (-1e9, 1.0),
+        "cull_error_rate": (0.0, 1.0),
+        "cull_error_count": (0, 1e9),
+        "inconclusive_epochs": (0, 1e9),
+        "improvement_min": (0.0, 1.0),
+        "final_stability_min": (0.0, 1.0),
+    }
+)
+"""Smallest and largest value of every threshold."""
+_COUNTS = ("cull_error_count", "inconclusive_epochs")
+
+_RELATIONS: Mapping[str, Callable[[Value, float], Value]] = {
+    "<=": operator.le,
+    "<": operator.lt,
+    ">=": operator.ge,
+    ">": operator.gt,
+    "exactly": operator.eq,
+}
+_LOWEST = -math.inf
 
 
-def _metric(context: TransitionContext, name: str) -> float | None:
-    value = context.performance_metrics.get(name)
-    return value if value is not None and math.isfinite(value) else None
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """`metric` stands in `relation` to `limit`: a number, or the name of a threshold.
+
+    Where `metric` was never given, `fallback` is read instead.
+    """
+
+    metric: str
+    relation: str
+    limit: float | str
+    fallback: str = ""
+
+    def value(self, values: Values) -> Value:
+        """What was measured, NaN where nothing was."""
+        return values.get(self.metric, values.get(self.fallback, math.nan))
+
+    def number(self, settings: GateSettings) -> float:
+        """The limit as a number."""
+        return getattr(settings, self.limit) if isinstance(self.limit, str) else self.limit
+
+    def holds(self, values: Values, settings: GateSettings) -> Value:
+        """True where the clause is satisfied."""
+        value = self.value(values)
+        holds = _RELATIONS[self.relation](value, self.number(settings))  # never for NaN
+        return holds & (value < math.inf if self.relation[0] == ">" else value > _LOWEST)
+
+    def rule(self, settings: GateSettings) -> str:
+        """What is asked, such as ">= 0.8"."""
+        if math.isinf(self.number(settings)):
+            return "a finite value"
+        return f"{self.relation} {self.number(settings):g}"
 
 
-def _refuse(
-    context: TransitionContext, name: str, passes: Callable[[float], bool], rule: str
-) -> str | None:
-    value = _metric(context, name)
-    if value is None:
+@dataclass(frozen=True, slots=True)
+class Shut:
+    """Holds where another gate does not open."""
+
+    gate: Gate
+
+    def holds(self, values: Values, settings: GateSettings) -> Value:
+        """True where the gate is shut."""
+        opens = self.gate.opens(values, settings)
+        return (not opens) if isinstance(opens, bool) else ~opens
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Opens where everything in one of its `ways` holds; `otherwise` says what was missing."""
+
+    name: str
+    about: str
+    ways: tuple[tuple[Clause | Shut, ...], ...]
+    otherwise: str = ""
+    reads: frozenset[str] = field(init=False, repr=False, compare=False)
+    """Names of all values that it may look at."""
+
+    def __post_init__(self) -> None:
+        names: set[str] = set()
+        for way in self.ways:
+            for condition in way:
+                if isinstance(condition, Shut):
+                    names |= condition.gate.reads
+                else:
+                    names |= {condition.metric, condition.fallback}
+        object.__setattr__(self, "reads", frozenset(names))
+
+    def opens(self, values: Values, settings: GateSettings) -> Value:
+        """True where the gate opens: a bool for floats, an array of bool for arrays."""
+        opens: Value = False
+        for way in self.ways:
+            holds: Value = True
+            for condition in way:
+                holds = condition.holds(values, settings) & holds
+            opens = holds | opens
+        return opens
+
+    def clauses(self) -> Iterator[Clause]:
+        """Every comparison of the gate, without those of gates that must be shut."""
+        for way in self.ways:
+            yield from (condition for condition in way if isinstance(condition, Clause))
+
+    def thresholds(self, settings: GateSettings) -> dict[str, str]:
+        """What each metric is compared with, by the metric's name."""
+        rules = {c.metric: c.rule(settings) for c in self.clauses()}
+        numbers = (c for c in self.clauses() if not math.isinf(c.number(settings)))
+        return rules | {c.metric: c.rule(settings) for c in numbers}
+
+    def refusal(self, values: Mapping[str, float], settings: GateSettings) -> str | None:
+        """None where the gate opens for one seed, else a sentence that says what is missing."""
+        if self.opens(values, settings):
+            return None
+        if self.otherwise:
+            return self.otherwise
+        missing = next(c for c in self.clauses() if not c.holds(values, settings))
+        return _sentence(missing, float(missing.value(values)), missing.rule(settings))
+
+
+def _sentence(clause: Clause, value: float, rule: str) -> str:
+    name = clause.metric
+    if not math.isfinite(value):
         return f"{name} was not measured, and {rule} is needed"
-    return None if passes(value) else f"{name} is {value:.6g}, and {rule} is needed"
+    if name.endswith("_low"):
+        name = f"the lower bound of {name.removesuffix('_low')}"
+    return f"{name} is {value:.6g}, and {rule} is needed"
 
 
-def reconstruction(context: TransitionContext, settings: GateSettings) -> str | None:
-    """TRAINING -> GRAFTING: the seed has learned its objective and would do no harm."""
-    if context.metadata.get("objective") == "reconstruction":
-        limit = settings.reconstruction_loss_max
-        return _refuse(context, "reconstruction_loss", lambda v: v <= limit, f"<= {limit}")
-    ratio, rise = settings.delta_ratio_max, settings.alpha_one_loss_ratio_max
-    return (
-        _refuse(context, "local_loss", math.isfinite, "a finite value")
-        or _refuse(context, "delta_ratio", lambda v: v <= ratio, f"<= {ratio}")
-        or _refuse(context, "alpha_one_loss_ratio", lambda v: v <= rise, f"<= {rise}")
-    )
+def _bound(metric: str, limit: float | str) -> tuple[Clause, Clause]:
+    """The mean was measured, and its lower bound, where one was given, is above the limit."""
+    low = Clause(f"{metric}_low", ">", limit, fallback=metric)
+    return Clause(metric, "<", math.inf), low
 
 
-def fully_blended(context: TransitionContext, settings: GateSettings) -> str | None:
-    """GRAFTING -> STABILIZATION: alpha has reached exactly 1."""
-    del settings
-    return _refuse(context, "alpha", lambda v: v == 1.0, "exactly 1")
-
-
-def _refuse_bound(context: TransitionContext, name: str, least: float) -> str | None:
-    """Refuse unless the lower bound, or where no interval is given the mean, is above `least`."""
-    mean, low_name = _metric(context, name), f"{name}_low"
-    given = low_name in context.performance_metrics
-    low = _metric(context, low_name) if given else mean
-    if mean is None or low is None:
-        return f"{name} was not measured, and a lower bound > {least:g} is needed"
-    if low > least:
-        return None
-    return f"the lower bound of {name} is {low:.6g}, and > {least:g} is needed"
-
-
-def positive_evaluation(context: TransitionContext, settings: GateSettings) -> str | None:
-    """EVALUATING -> FINE_TUNING: the seed helps, with confidence, and the loss is steady."""
-    steady = settings.stability_min
-    return _refuse_bound(context, "performance_delta", settings.performance_delta_min) or _refuse(
-        context, "stability_score", lambda v: v >= steady, f">= {steady}"
-    )
-
-
-def negative_evaluation(context: TransitionContext, settings: GateSettings) -> str | None:
-    """EVALUATING -> CULLED: the seed harms, fails, or stays inconclusive for too long."""
-    delta = _metric(context, "performance_delta")
-    error_rate = _metric(context, "error_rate")
-    if delta is not None and delta < settings.cull_performance_delta:
-        return None
-    if error_rate is not None and error_rate > settings.cull_error_rate:
-        return None
-    if context.error_count > settings.cull_error_count:
-        return None
-    late = context.epochs_in_state >= settings.inconclusive_epochs
-    if late and positive_evaluation(context, settings) is not None:
-        return None
-    return "the evaluation is neither negative nor inconclusive for long enough"
-
-
-def improvement(context: TransitionContext, settings: GateSettings) -> str | None:
-    """FINE_TUNING -> FOSSILIZED: the improvement is large enough, certain and steady."""
-    least, steady = settings.improvement_min, settings.final_stability_min
-    return (
-        _refuse(context, "total_improvement", lambda v: v >= least, f">= {least}")
-        or _refuse_bound(context, "total_improvement", 0.0)
-        or _refuse(context, "final_stability", lambda v: v >= steady, f">= {steady}")
-    )
-
+RECONSTRUCTION = Gate(
+    "reconstruction",
+    "The seed reproduces its chunk.",
+    ((Clause("reconstruction_loss", "<=", "reconstruction_loss_max"),),),
+)
+READINESS = Gate(
+    "readiness",
+    "The seed has learned its objective and would do no harm.",
+    (
+        (
+            Clause("local_loss", "<", math.inf),
+            Clause("delta_ratio", "<=", "delta_ratio_max"),
+            Clause("alpha_one_loss_ratio", "<=", "alpha_one_loss_ratio_max"),
+        ),
+    ),
+)
+FULLY_BLENDED = Gate(
+    "fully_blended", "Alpha has reached exactly 1.", ((Clause("alpha", "exactly", 1.0),),)
+)
+POSITIVE_EVALUATION = Gate(
+    "positive_evaluation",
+    "The seed helps, with confidence, and the loss is steady.",
+    (
+        (
+            *_bound("performance_delta", "performance_delta_min"),
+            Clause("stability_score", ">=", "stability_min"),
+        ),
+    ),
+)
+NEGATIVE_EVALUATION = Gate(
+    "negative_evaluation",
+    "The seed harms, fails, or stays inconclusive for too long.",
+    (
+        (Clause("performance_delta", "<", "cull_performance_delta"),),
+        (Clause("error_rate", ">", "cull_error_rate"),),
+        (Clause("error_count", ">", "cull_error_count"),),
+        (Clause("epochs_in_state", ">=", "inconclusive_epochs"), Shut(POSITIVE_EVALUATION)),
+    ),
+    "the evaluation is neither negative nor inconclusive for long enough",
+)
+IMPROVEMENT = Gate(
+    "improvement",
+    "The improvement is large enough, certain and steady.",
+    (
+        (
+            Clause("total_improvement", ">=", "improvement_min"),
+            *_bound("total_improvement", 0.0),
+            Clause("final_stability", ">=", "final_stability_min"),
+        ),
+    ),
+)
 
 GATES: Mapping[tuple[ExtendedLifecycle, ExtendedLifecycle], Gate] = MappingProxyType(
     {
-        (_S.TRAINING, _S.GRAFTING): reconstruction,
-        (_S.GRAFTING, _S.STABILIZATION): fully_blended,
-        (_S.EVALUATING, _S.FINE_TUNING): positive_evaluation,
-        (_S.EVALUATING, _S.CULLED): negative_evaluation,
-        (_S.FINE_TUNING, _S.FOSSILIZED): improvement,
+        (_S.TRAINING, _S.GRAFTING): READINESS,
+        (_S.GRAFTING, _S.STABILIZATION): FULLY_BLENDED,
+        (_S.EVALUATING, _S.FINE_TUNING): POSITIVE_EVALUATION,
+        (_S.EVALUATING, _S.CULLED): NEGATIVE_EVALUATION,
+        (_S.FINE_TUNING, _S.FOSSILIZED): IMPROVEMENT,
     }
 )
+"""The gate of each gated move; `gate_of` also looks at the objective."""
+
+
+def gate_of(source: int, target: int, objective: str) -> Gate | None:
+    """The gate between two states for seeds that were trained by `objective`."""
+    gate = GATES.get((_S(source), _S(target)))
+    return RECONSTRUCTION if gate is READINESS and objective == "reconstruction" else gate

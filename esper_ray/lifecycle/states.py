@@ -30,6 +30,7 @@ class Cause(IntEnum):
     USER = 1
     ERROR = 2
     TIMEOUT = 3
+    REPLANT = 4
 
 
 _S = ExtendedLifecycle

@@ -1,10 +1,12 @@
 """From telemetry and measurements to transition batches: pure functions."""
 
-from esper_ray.policy.base import LayerReport, Measurement, PolicySettings
+from esper_ray.policy.base import Command, LayerReport, Measurement, PolicySettings
 from esper_ray.policy.decide import decide, transition_batch
-from esper_ray.policy.threshold import judged_rows, propose
+from esper_ray.policy.threshold import PLANS, judged_rows, propose
 
 __all__ = [
+    "PLANS",
+    "Command",
     "LayerReport",
     "Measurement",
     "PolicySettings",

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 
 from esper_ray.errors import ConfigError
 from esper_ray.events.messages import TelemetryBatch
+from esper_ray.lifecycle import Cause, ExtendedLifecycle
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySettings:
     """When seeds are planted and when waiting for a gate ends; all in lifecycle epochs.
 
-    `max_growing` bounds the seeds of one layer between GERMINATED and FINE_TUNING.
+    `max_growing` bounds the seeds of one layer between GERMINATED and FINE_TUNING;
+    `strategies_switch` says that every strategy may give way to one that reads what a seed gains.
     """
 
     objective: str = "gradient_target"
@@ -25,10 +27,20 @@ class PolicySettings:
     training_timeout: int = 300
     fine_tuning_timeout: int = 150
     error_limit: int = 5
+    strategies_switch: bool = False
 
     def __post_init__(self) -> None:
         if self.max_growing < 1:
             raise ConfigError(f"max_growing must be at least 1, got {self.max_growing}")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What a person asked of one seed; `number` says which request it was part of."""
+
+    number: int
+    target: ExtendedLifecycle
+    cause: Cause
 
 
 @dataclass(frozen=True, slots=True)

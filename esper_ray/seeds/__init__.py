@@ -2,6 +2,22 @@
 
 from esper_ray.seeds.bank import SeedBank
 from esper_ray.seeds.chunks import ChunkManager
-from esper_ray.seeds.state_tensor import ExtendedStateTensor, Refusal, SeedView
+from esper_ray.seeds.columns import SeedColumns, SeedView
+from esper_ray.seeds.logical_seed import HistoryEntry, LogicalSeed, SeedHost
+from esper_ray.seeds.phase1 import Phase1State, StateTensor, migrate
+from esper_ray.seeds.state_tensor import Applied, ExtendedStateTensor
 
-__all__ = ["ChunkManager", "ExtendedStateTensor", "Refusal", "SeedBank", "SeedView"]
+__all__ = [
+    "Applied",
+    "ChunkManager",
+    "ExtendedStateTensor",
+    "HistoryEntry",
+    "LogicalSeed",
+    "Phase1State",
+    "SeedBank",
+    "SeedColumns",
+    "SeedHost",
+    "SeedView",
+    "StateTensor",
+    "migrate",
+]

@@ -94,3 +94,10 @@ class SeedBank(nn.Module):
         copies: Mapping[str, Tensor] = self.copies()
         for name, value in self.tensors().items():
             value[kept] = copies[name][kept]
+
+    @torch.no_grad()
+    def forget(self, rows: Tensor) -> None:
+        """Drop what seeds `rows` hold and their copies."""
+        for value in self.tensors().values():
+            value[rows] = 0
+        self.parked[rows] = False

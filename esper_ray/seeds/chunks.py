@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from esper_ray.errors import ConfigError
@@ -14,7 +16,8 @@ class ChunkManager(nn.Module):
     """Divides the last dimension, `width` features, into one chunk per seed.
 
     With `q, r = divmod(width, num_seeds)` chunk i holds `q + (i < r)` features and starts at
-    `i * q + min(i, r)`. Raises ConfigError, a ValueError, where a chunk would be empty.
+    `i * q + min(i, r)`, unless `sizes` names the features of each. Raises ConfigError, a
+    ValueError, where a chunk would be empty or `sizes` do not add up.
     """
 
     starts: Tensor
@@ -22,29 +25,23 @@ class ChunkManager(nn.Module):
     _columns: Tensor
     _slots: Tensor
 
-    def __init__(self, width: int, num_seeds: int) -> None:
+    def __init__(self, width: int, num_seeds: int, sizes: Sequence[int] | None = None) -> None:
         super().__init__()
-        if width < 1 or num_seeds < 1 or num_seeds > width:
-            raise ConfigError(
-                f"cannot divide {width} features among {num_seeds} seeds",
-                f"choose between 1 and {max(width, 1)} seeds for this layer",
-            )
-        self.width, self.num_seeds = width, num_seeds
-        least, larger = divmod(width, num_seeds)
-        self.chunk_width = least + (larger > 0)  # of the packed form, short chunks are padded
-        self.even = larger == 0
-        index = torch.arange(num_seeds)
-        starts = index * least + index.clamp(max=larger)
-        sizes = least + (index < larger).long()
+        bounds = _bounds(width, num_seeds, sizes)
+        self.width, self.num_seeds, self._bounds = width, num_seeds, bounds
+        lengths = torch.from_numpy(np.diff(bounds))
+        self.chunk_width = int(lengths.max())  # of the packed form, short chunks are padded
+        self.even = bool((lengths == self.chunk_width).all())
+        starts = torch.from_numpy(bounds[:-1].copy())
         offset = torch.arange(self.chunk_width)
         columns = (starts[:, None] + offset).clamp(max=width - 1)  # (seeds, chunk_width)
-        owner = torch.repeat_interleave(index, sizes)  # (width,)
+        owner = torch.repeat_interleave(torch.arange(num_seeds), lengths)  # (width,)
         slots = owner * self.chunk_width + torch.arange(width) - starts[owner]
-        for name, value in (("starts", starts), ("sizes", sizes)):
+        for name, value in (("starts", starts), ("sizes", lengths)):
             self.register_buffer(name, value, persistent=False)
         self.register_buffer("_columns", columns.flatten(), persistent=False)
         self.register_buffer("_slots", slots, persistent=False)
-        self.register_buffer("valid", offset < sizes[:, None], persistent=False)
+        self.register_buffer("valid", offset < lengths[:, None], persistent=False)
 
     valid: Tensor
     """(seeds, chunk_width) bool, False where a short chunk is padded."""
@@ -53,14 +50,12 @@ class ChunkManager(nn.Module):
         """First feature of the seed's chunk and the one after its last; IndexError if unknown."""
         if not 0 <= seed_id < self.num_seeds:
             raise IndexError(f"seed {seed_id} is not in 0..{self.num_seeds - 1}")
-        least, larger = divmod(self.width, self.num_seeds)
-        start = seed_id * least + min(seed_id, larger)
-        return start, start + least + (seed_id < larger)
+        return int(self._bounds[seed_id]), int(self._bounds[seed_id + 1])
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """Views of x (..., width), one per seed."""
         self._check_width(x)
-        views: tuple[Tensor, ...] = torch.split(x, self.sizes.tolist(), dim=-1)
+        views: tuple[Tensor, ...] = torch.split(x, np.diff(self._bounds).tolist(), dim=-1)
         return views
 
     def concatenate(self, chunks: Sequence[Tensor]) -> Tensor:
@@ -84,3 +79,23 @@ class ChunkManager(nn.Module):
     def _check_width(self, x: Tensor) -> None:
         if x.shape[-1] != self.width:  # a wider x would lose features in silence
             raise ValueError(f"got {x.shape[-1]} features, but the chunks divide {self.width}")
+
+
+def _bounds(width: int, num_seeds: int, sizes: Sequence[int] | None) -> NDArray[np.int64]:
+    """(seeds + 1,) first feature of every chunk, and `width`."""
+    if width < 1 or num_seeds < 1 or num_seeds > width:
+        raise ConfigError(
+            f"cannot divide {width} features among {num_seeds} seeds",
+            f"choose between 1 and {max(width, 1)} seeds for this layer",
+        )
+    if sizes is None:
+        least, larger = divmod(width, num_seeds)
+        index = np.arange(num_seeds + 1)
+        return index * least + np.minimum(index, larger)
+    if len(sizes) != num_seeds or min(sizes) < 1 or sum(sizes) != width:
+        raise ConfigError(
+            f"{len(sizes)} chunk sizes, sum {sum(sizes)}, least {min(sizes, default=0)}, do not "
+            f"divide {width} features among {num_seeds} seeds",
+            "give one size of at least 1 per seed, with the layer's width as their sum",
+        )
+    return np.concatenate(([0], np.cumsum(sizes)))

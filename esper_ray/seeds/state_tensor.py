@@ -1,270 +1,244 @@
-"""The state of every seed of a layer, as columns, with one vectorised writer."""
+"""The one vectorised writer of a layer's seed columns."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import IntEnum
+import math
 from typing import Final, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from esper_ray.events.messages import MetricsBatch, TransitionBatch
+from esper_ray.events.messages import GraftingSignals, MetricsBatch, TransitionBatch
+from esper_ray.grafting import (
+    GraftingSettings,
+    StrategySelector,
+    advance_alpha,
+    known_strategies,
+)
 from esper_ray.lifecycle import (
     BLENDED_STATES,
+    LAST_GENERATION,
+    MOVES,
+    RENEWABLE,
     TERMINAL_STATES,
     ExtendedLifecycle,
-    StateTransition,
+    Refusal,
+    first_failed,
 )
+from esper_ray.seeds.columns import HISTORY_LENGTH, SeedColumns
+from esper_ray.seeds.rows import repeated
 
-HISTORY_LENGTH: Final = 10
 _LARGEST_COUNT: Final = 32_760  # of transitions in int16: whole rings, so that the cursor goes on
+_LARGEST: Final = 2**31 - 1
 _S = ExtendedLifecycle
 _STATES: Final = len(ExtendedLifecycle)
-_NO_BLUEPRINT: Final = (_S.DORMANT, _S.CULLED, _S.CANCELLED)
+_CODES: Final = np.arange(_STATES)
+_BLENDED: Final = np.isin(_CODES, list(BLENDED_STATES)).astype(np.float32)
+_FREED: Final = np.isin(_CODES, [_S.DORMANT, _S.CULLED, _S.CANCELLED])
+_FIRST_TERMINAL: Final = int(min(TERMINAL_STATES))  # all states from here on are terminal
+_GRAFTING: Final = int(_S.GRAFTING)
+
+_IS_TERMINAL, _NOT_IN_TABLE = int(Refusal.TERMINAL), int(Refusal.NOT_IN_TABLE)
+_CHECKS: Final = (
+    Refusal.UNKNOWN_SEED,
+    Refusal.DUPLICATE_SEED,
+    Refusal.STALE_GENERATION,
+    Refusal.STALE_STATE,
+    Refusal.UNKNOWN_STATE,
+    Refusal.TERMINAL,
+    Refusal.NOT_IN_TABLE,
+    Refusal.GENERATIONS_USED_UP,
+    Refusal.UNKNOWN_STRATEGY,
+)
+_METRIC_CHECKS: Final = (Refusal.UNKNOWN_SEED, Refusal.DUPLICATE_SEED, Refusal.NOT_FINITE)
+
+Applied = tuple[NDArray[np.bool_], NDArray[np.uint8]]
+"""(applied, reason) per row; a reason is a Refusal code, 0 where the row was applied."""
 
 
-class Refusal(IntEnum):
-    """Why a row of a transition batch was not applied."""
+class ExtendedStateTensor(SeedColumns):
+    """Seed columns, changed only by `compare_and_set`, `advance`, `record` and `count_errors`.
 
-    NONE = 0
-    STALE_STATE = 1
-    STALE_GENERATION = 2
-    NOT_IN_TABLE = 3
-    BATCH_REFUSED = 4
-
-
-@dataclass(frozen=True, slots=True)
-class SeedView:
-    """Host copy of the columns that control code reads, as of the last change; (seeds,) each."""
-
-    state: NDArray[np.int32]
-    epochs_in_state: NDArray[np.int32]
-    generation: NDArray[np.int16]
-    strategy: NDArray[np.int32]
-    error_count: NDArray[np.int32]
-    alpha: NDArray[np.float32]
-
-    def rows(self, *states: ExtendedLifecycle) -> NDArray[np.int64]:
-        """Ids of the seeds in one of `states`, ascending."""
-        return np.flatnonzero(np.isin(self.state, states))
-
-
-def _transition_table() -> NDArray[np.bool_]:
-    table = np.zeros((_STATES, _STATES), dtype=np.bool_)
-    for source, targets in StateTransition.VALID_TRANSITIONS.items():
-        table[source, list(targets)] = True
-    return table
-
-
-_TABLE: Final = _transition_table()
-
-
-def _in_table(source: NDArray[np.int32], target: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Whether each move is legal; one from or to a code that no state has is not."""
-    known = (np.minimum(source, target) >= 0) & (np.maximum(source, target) < _STATES)
-    return known & _TABLE[np.where(known, source, 0), np.where(known, target, 0)]
-
-
-def _forget_view(state: ExtendedStateTensor, _: object) -> None:
-    state.changed()
-
-
-def _member(*states: ExtendedLifecycle) -> Tensor:
-    return torch.isin(torch.arange(_STATES), torch.tensor(states))
-
-
-def _to_metric_score(score: Tensor) -> Tensor:
-    """Fixed point x 1000, rounded half away from zero, saturated to int32."""
-    scaled = score.double().sign() * (score.double().abs() * 1000 + 0.5).floor()
-    return scaled.clamp(-(2**31), 2**31 - 1).to(torch.int32)
-
-
-class ExtendedStateTensor(nn.Module):
-    """Columns of `num_seeds` seeds; every change goes through `compare_and_set`, `advance`,
-    `record` or `count_errors`.
-
-    `state_tensor` is (seeds, 8) int32, `transition_history` (seeds, 10, 2) int32 with
-    [from | to << 8 | cause << 16, lifecycle epoch] and `performance_metrics` (seeds, 4) float32:
-    loss, accuracy, stability, efficiency, valid where the bit of `metrics_valid` is set.
+    Concurrent callers wait for one another, and no row is ever half written.
     """
 
-    LIFECYCLE_STATE: Final = 0
-    BLUEPRINT_ID: Final = 1
-    EPOCHS_IN_STATE: Final = 2
-    GRAFTING_STRATEGY: Final = 3
-    PARENT_STATE: Final = 4
-    CHECKPOINT_ID: Final = 5
-    EVALUATION_SCORE: Final = 6
-    ERROR_COUNT: Final = 7
-
-    columns: Tensor
-    transition_history: Tensor
-    transition_count: Tensor
-    performance_metrics: Tensor
-    metrics_valid: Tensor
-    alpha: Tensor
-    generation: Tensor
-    pause: Tensor
-    pauses: Tensor
-    _blended: Tensor
-    _terminal: Tensor
-    _without_blueprint: Tensor
-
-    def __init__(self, num_seeds: int, device: torch.device | str | None = None) -> None:
-        super().__init__()
-        self.num_seeds = num_seeds
-        columns = torch.zeros(8, num_seeds, dtype=torch.int32)  # contiguous by column
-        columns[[self.BLUEPRINT_ID, self.PARENT_STATE, self.CHECKPOINT_ID]] = -1
-        for name, value in {
-            "columns": columns,
-            "transition_history": torch.zeros(num_seeds, HISTORY_LENGTH, 2, dtype=torch.int32),
-            "transition_count": torch.zeros(num_seeds, dtype=torch.int16),
-            "performance_metrics": torch.zeros(num_seeds, 4),
-            "metrics_valid": torch.zeros(num_seeds, dtype=torch.uint8),
-            "alpha": torch.zeros(num_seeds),
-            "generation": torch.zeros(num_seeds, dtype=torch.int16),
-            "pause": torch.zeros(num_seeds, dtype=torch.int16),
-            "pauses": torch.zeros(num_seeds, dtype=torch.int16),
-        }.items():
-            self.register_buffer(name, value)
-        for name, value in {
-            "_blended": _member(*BLENDED_STATES),
-            "_terminal": _member(*TERMINAL_STATES),
-            "_without_blueprint": _member(*_NO_BLUEPRINT),
-        }.items():
-            self.register_buffer(name, value, persistent=False)
-        self._view: SeedView | None = None
-        self.register_load_state_dict_post_hook(_forget_view)  # type: ignore[no-untyped-call]
-        self.to(device)
-
-    @property
-    def state_tensor(self) -> Tensor:
-        """(seeds, 8) int32, the seed documents' layout, as a view."""
-        return self.columns.T
-
-    @property
-    def lifecycle_state(self) -> Tensor:
-        """(seeds,) int32 state codes."""
-        return self.columns[self.LIFECYCLE_STATE]
-
-    def view(self) -> SeedView:
-        """Host copy of the control columns; made once per change, never inside a step."""
-        if self._view is None:
-            columns = self.columns.cpu().numpy().copy()
-            self._view = SeedView(
-                state=columns[self.LIFECYCLE_STATE],
-                epochs_in_state=columns[self.EPOCHS_IN_STATE],
-                generation=self.generation.cpu().numpy().copy(),
-                strategy=columns[self.GRAFTING_STRATEGY],
-                error_count=columns[self.ERROR_COUNT],
-                alpha=self.alpha.float().cpu().numpy().copy(),
-            )
-        return self._view
-
-    def changed(self) -> None:
-        """Drop the host copy after tensors were loaded from outside."""
-        self._view = None
+    # ---- transitions -------------------------------------------------------------------------
 
     def compare_and_set(
         self, batch: TransitionBatch, mode: Literal["all", "report"] = "report"
-    ) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+    ) -> Applied:
         """Compare-and-set every row that still is in its expected state and generation.
 
-        Returns (applied, reason) per row; mode "all" applies every row or none. Raises ValueError
-        for repeated and IndexError for unknown seed ids, with nothing changed.
+        Refuses other rows one by one; mode "all" applies every row or none. A replanted seed gets
+        a fresh row and the next generation; PARENT_STATE is -1 then.
         """
-        ids, view = batch.seed_ids, self.view()
-        self._check_ids(ids)
-        reason = np.select(
-            [
-                view.generation[ids] != batch.expected_generation,
-                view.state[ids] != batch.expected_state,
-                ~_in_table(batch.expected_state, batch.target),
-            ],
-            [Refusal.STALE_GENERATION, Refusal.STALE_STATE, Refusal.NOT_IN_TABLE],
-            Refusal.NONE,
-        ).astype(np.uint8)
-        if mode == "all" and reason.any():
-            reason[reason == Refusal.NONE] = Refusal.BATCH_REFUSED
-        applied = reason == Refusal.NONE
-        if applied.any():
-            self._commit(batch.take(applied))
+        with self._latch:
+            reason = self._refusals(batch)
+            if mode == "all" and reason.any():
+                reason[reason == 0] = Refusal.BATCH_REFUSED
+            applied = reason == 0
+            if applied.any():
+                self._commit(batch if applied.all() else batch.take(applied))
         return applied, reason
 
-    def _check_ids(self, ids: NDArray[np.int64]) -> None:
-        if len(np.unique(ids)) != len(ids):
-            raise ValueError(f"seed ids repeat in one batch: {sorted(ids.tolist())}")
-        if len(ids) and not 0 <= ids.min() <= ids.max() < self.num_seeds:
-            raise IndexError(f"seed ids {ids.tolist()} are not all in 0..{self.num_seeds - 1}")
+    def _refusals(self, batch: TransitionBatch) -> NDArray[np.uint8]:
+        ids, target = batch.seed_ids, batch.target
+        rows, known = self._known(ids)
+        state = self.host("columns")[self.LIFECYCLE_STATE][rows]
+        generation = self.host("generation")[rows]
+        valid = (target >= 0) & (target < _STATES)
+        all_valid = np.count_nonzero(valid) == len(valid)
+        move = MOVES[state, target if all_valid else np.where(valid, target, 0)]
+        current = (state == batch.expected_state) & (generation == batch.expected_generation)
+        twice, strange = repeated(ids), ~known_strategies(batch.strategy)
+        wrong = ~(known & valid & current & (move == 0)) | twice | strange
+        if not np.count_nonzero(wrong):  # the usual case need not know why
+            return np.zeros(len(ids), dtype=np.uint8)
+        anew = batch.replants  # no move of the table
+        terminal = (move == _IS_TERMINAL) & ~anew
+        illegal = np.where(anew, ~RENEWABLE[state], move == _NOT_IN_TABLE)
+        failed = (
+            ~known,
+            twice,
+            generation != batch.expected_generation,
+            state != batch.expected_state,
+            ~valid,
+            terminal,
+            illegal,
+            anew & (generation == LAST_GENERATION),
+            strange,
+        )
+        return first_failed(_CHECKS, failed)
+
+    def _known(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Ids that can index, and which of them are seeds of this layer."""
+        known = (ids >= 0) & (ids < self.num_seeds)
+        return (ids if np.count_nonzero(known) == len(ids) else np.where(known, ids, 0)), known
 
     def _commit(self, batch: TransitionBatch) -> None:
-        device = self.columns.device
-        rows = torch.from_numpy(batch.seed_ids).to(device)
-        target = torch.from_numpy(batch.target).to(device)
-        source = self.columns[self.LIFECYCLE_STATE, rows]
-        entry = source | target << 8 | torch.from_numpy(batch.cause).to(device) << 16
-        count = self.transition_count[rows]
-        slot = count.long() % HISTORY_LENGTH
-        epoch = torch.full_like(entry, batch.epoch)
-        new = self.columns[:, rows]  # (8, rows), a copy
-        new[self.LIFECYCLE_STATE] = target
-        new[self.EPOCHS_IN_STATE] = 0
-        new[self.PARENT_STATE] = source
+        rows, source, target = batch.seed_ids, batch.expected_state, batch.target
+        columns = self.host("columns")
+        columns[self.LIFECYCLE_STATE][rows] = target
+        columns[self.EPOCHS_IN_STATE][rows] = 0
+        columns[self.PARENT_STATE][rows] = source
         for column, values in (
             (self.BLUEPRINT_ID, batch.blueprint_id),
             (self.GRAFTING_STRATEGY, batch.strategy),
             (self.CHECKPOINT_ID, batch.checkpoint_id),
         ):
-            given = torch.from_numpy(values).to(device)
-            new[column] = torch.where(given >= 0, given, new[column])
-        freed = self._without_blueprint[target.long()]
-        new[self.BLUEPRINT_ID] = torch.where(freed, -1, new[self.BLUEPRINT_ID])
-        self.columns[:, rows] = new
-        self.transition_history[rows, slot] = torch.stack((entry, epoch), dim=1)
-        count = torch.where(count < _LARGEST_COUNT, count, HISTORY_LENGTH)
-        self.transition_count[rows] = count + 1
-        self.alpha[rows] = self._blended[target.long()].to(self.alpha.dtype)
-        self.pause[rows] = 0
-        self._view = None
+            given = (values >= 0).nonzero()[0]
+            if len(given):
+                columns[column][rows[given]] = values[given]
+        freed = _FREED[target].nonzero()[0]
+        if len(freed):
+            columns[self.BLUEPRINT_ID][rows[freed]] = -1
+        self.host("alpha")[rows] = _BLENDED[target]
+        self._remember(rows, source | target << 8 | batch.cause << 16, batch.epoch)
+        self.grafting.leave(rows[source == _GRAFTING])
+        self.grafting.enter(rows[target == _GRAFTING])
+        anew = batch.replants.nonzero()[0]
+        if len(anew):
+            self._renew(rows[anew])
+        self.send(rows, "columns", "history", "transition_count", "alpha")
+        self._views.clear()
 
-    def advance(self, alpha: Tensor, pause: Tensor, pauses: Tensor) -> None:
-        """One lifecycle epoch: non-terminal rows grow older, GRAFTING rows take the new columns.
+    def _remember(self, rows: NDArray[np.int64], entry: NDArray[np.int32], epoch: int) -> None:
+        counts, ring = self.host("transition_count"), self.host("history").reshape(-1)
+        count = counts[rows]
+        place = count.astype(np.int64) % HISTORY_LENGTH * (2 * self.num_seeds) + rows
+        ring[place] = entry
+        ring[place + self.num_seeds] = epoch
+        counts[rows] = np.where(count < _LARGEST_COUNT, count, HISTORY_LENGTH) + 1
 
-        All arguments are (seeds,); rows that are not in GRAFTING ignore them.
+    def _renew(self, rows: NDArray[np.int64]) -> None:
+        """A fresh row of the next generation; the history stays."""
+        columns = self.host("columns")
+        columns[:, rows] = 0
+        for column in (self.BLUEPRINT_ID, self.PARENT_STATE, self.CHECKPOINT_ID):
+            columns[column][rows] = -1
+        self.host("metrics")[:, rows] = 0
+        self.host("metrics_valid")[rows] = 0
+        self.host("generation")[rows] += 1
+        self.send(rows, "metrics", "metrics_valid", "generation")
+
+    # ---- epochs, errors, metrics -------------------------------------------------------------
+
+    def advance(self, signals: GraftingSignals, settings: GraftingSettings) -> None:
+        """One lifecycle epoch: live rows grow older, the alphas of GRAFTING rows move.
+
+        ValueError unless `signals` has exactly the GRAFTING rows; nothing is changed then.
         """
-        state = self.lifecycle_state.long()
-        epochs = self.columns[self.EPOCHS_IN_STATE]
-        older = (epochs.long() + (~self._terminal[state]).long()).clamp(max=2**31 - 1)
-        epochs.copy_(older)
-        grafting = state == _S.GRAFTING
-        for column, value in ((self.alpha, alpha), (self.pause, pause), (self.pauses, pauses)):
-            column.copy_(torch.where(grafting, value.to(column.dtype), column))
-        self._view = None
+        with self._latch:
+            columns, alpha = self.fetch("columns"), self.host("alpha")
+            rows, epochs = self.grafting.seed_ids.astype(np.int64), columns[self.EPOCHS_IN_STATE]
+            if not np.array_equal(rows, signals.seed_ids):
+                raise ValueError("signals are not those of the seeds in GRAFTING")
+            live = columns[self.LIFECYCLE_STATE] < _FIRST_TERMINAL
+            live &= epochs < _LARGEST
+            epochs += live
+            if len(rows):
+                age, strategy = epochs[rows], columns[self.GRAFTING_STRATEGY]
+                selector = StrategySelector(settings)
+                chosen = selector.switch(self.grafting, strategy[rows], age, signals)
+                strategy[rows] = chosen
+                alpha[rows] = advance_alpha(
+                    self.grafting, chosen, age, alpha[rows], signals, settings
+                )
+                self.send(rows, "alpha")
+            self.send(np.arange(self.num_seeds), "columns")
+            self._views.clear()
 
     def count_errors(self, failed: Tensor) -> None:
-        """Add one to the error count of the rows where `failed` (seeds,) is True."""
-        self.columns[self.ERROR_COUNT] += failed.to(torch.int32)
-        self._view = None
+        """Add one to the error count of the rows where `failed` (seeds,) is True, on the device."""
+        with self._latch:
+            self.columns[self.ERROR_COUNT] += failed.to(
+                device=self.columns.device, dtype=torch.int32
+            )
+            self.outdate("columns")
+            self._views.clear()
 
-    def record(self, batch: MetricsBatch) -> None:
+    def record(self, batch: MetricsBatch) -> NDArray[np.uint8]:
         """Store measured metrics; a column whose valid bit is clear keeps its old value.
 
-        Raises as `compare_and_set` does for repeated and unknown seed ids.
+        Returns a Refusal code per row; a row with a metric that is not finite changes nothing.
         """
-        self._check_ids(batch.seed_ids)
-        rows = torch.from_numpy(batch.seed_ids).to(self.columns.device)
-        values = torch.from_numpy(batch.metrics).to(self.columns.device)
-        bits = torch.from_numpy(batch.valid).to(self.columns.device)
-        measured = (bits[:, None].int() >> torch.arange(4, device=bits.device)) & 1 == 1
-        self.performance_metrics[rows] = torch.where(
-            measured, values, self.performance_metrics[rows]
-        )
-        self.metrics_valid[rows] |= bits
-        score = torch.from_numpy(batch.score).to(self.columns.device)
-        old = self.columns[self.EVALUATION_SCORE, rows]
-        fresh = torch.where(score.isfinite(), _to_metric_score(score.nan_to_num()), old)
-        self.columns[self.EVALUATION_SCORE, rows] = fresh
-        self._view = None
+        with self._latch:
+            ids, known = self._known(batch.seed_ids)
+            measured = batch.valid[:, None] >> np.arange(4, dtype=np.uint8) & 1 == 1
+            finite = np.isfinite(batch.metrics) | ~measured
+            broken = ~finite.all(axis=1) | np.isinf(batch.score)
+            reason = first_failed(_METRIC_CHECKS, (~known, repeated(batch.seed_ids), broken))
+            good = reason == 0
+            if good.any():
+                rows = ids[good]
+                self._store(rows, batch.metrics[good], measured[good], batch.score[good])
+                self.host("metrics_valid")[rows] |= batch.valid[good]
+                self.send(rows, "columns", "metrics", "metrics_valid")
+            if not (math.isnan(batch.loss_variance) and math.isnan(batch.accuracy_variance)):
+                self.grafting.observed(batch.loss_variance, batch.accuracy_variance)
+            self._views.clear()
+        return reason
+
+    def _store(
+        self,
+        rows: NDArray[np.int64],
+        values: NDArray[np.float32],
+        measured: NDArray[np.bool_],
+        score: NDArray[np.float32],
+    ) -> None:
+        metrics = self.host("metrics")
+        metrics[:, rows] = np.where(measured.T, values.T, metrics[:, rows])
+        given = ~np.isnan(score)
+        fixed = _to_metric_score(score[given])
+        self.fetch("columns")[self.EVALUATION_SCORE][rows[given]] = fixed
+        self.grafting.measured(rows[given], score[given].astype(np.float64))
+
+
+def _to_metric_score(score: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Fixed point x 1000, rounded half away from zero, saturated to int32."""
+    wide = score.astype(np.float64)
+    scaled = np.sign(wide) * np.floor(np.abs(wide) * 1000 + 0.5)
+    fixed: NDArray[np.int32] = np.clip(scaled, -(2**31), _LARGEST).astype(np.int32)
+    return fixed

@@ -49,11 +49,10 @@ class CheckpointManager:
         return self._find_step(history, selector, int(step[1]) if step else None)
 
     def load(self, seq: int, verify: bool = True) -> dict[str, Any]:
-        """The manifest of a commit, every segment's size and sha256 checked unless told not to."""
+        """The manifest of a commit, all it names checked by size and sha256 unless told not to."""
         body = self._log.read_commit(seq)
         if verify:
-            for ref in manifest.segments(body):
-                self._log.read_segment(ref)
+            self._check(body)
         return body
 
     def newest_valid(self, warn: Callable[[str], None]) -> tuple[int, dict[str, Any]] | None:
@@ -120,10 +119,13 @@ class CheckpointManager:
         try:
             body = self._log.read_commit(seq)
             row |= {key: body.get(key) for key in ("step", "epoch", "time")}
-            refs = manifest.segments(body)
-            row |= {"segments": len(refs), "bytes": sum(ref.size for ref in refs)}
-            for ref in refs:
-                self._log.read_segment(ref)
+            row["segments"] = len(manifest.segments(body))
+            row["bytes"] = sum(ref.size for ref in manifest.references(body))
+            self._check(body)
         except CorruptError as error:
             row["status"] = f"damaged: {error}"
         return row
+
+    def _check(self, body: dict[str, Any]) -> None:
+        for ref in manifest.references(body):
+            objects.read_object(self._log.root, ref)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,12 @@ from esper_ray.errors import (
 )
 from esper_ray.storage import manifest, objects
 from esper_ray.storage.filesystem import Root
-from esper_ray.storage.manifest import SegmentRef
+from esper_ray.storage.manifest import LogRef, SegmentRef
 from esper_ray.storage.objects import commit_path, epoch_path
 
 _EPOCH_ATTEMPTS = 64
 _RESERVED = frozenset(
-    {"format", "min_reader", "kind", "seq", "time", "run_epoch", "writer", "segments"}
+    {"format", "min_reader", "kind", "seq", "time", "run_epoch", "writer", "segments", "log"}
 )
 
 
@@ -48,19 +48,27 @@ class EpochRecord:
         return record
 
 
-def lineage(epochs: Sequence[EpochRecord], seqs: Iterable[int]) -> list[int]:
-    """Commit numbers of the current history, newest first."""
-    stored = sorted(set(seqs), reverse=True)
-    history: list[int] = []
+def _chain(epochs: Sequence[EpochRecord]) -> Iterator[tuple[EpochRecord, int | None]]:
+    """Starts of the current history, newest first, each with the last commit that counts of it."""
     last: int | None = None
     for epoch in sorted(epochs, key=lambda epoch: epoch.run_epoch, reverse=True):
         if last is not None and epoch.next_seq > last:
             continue  # it began after the commit that was resumed: its commits were given up
-        history += [s for s in stored if s >= epoch.next_seq and (last is None or s <= last)]
+        yield epoch, last
         if epoch.resumed_from is None:
-            break
+            return
         last = epoch.resumed_from
-    return history
+
+
+def lineage(epochs: Sequence[EpochRecord], seqs: Iterable[int]) -> list[int]:
+    """Commit numbers of the current history, newest first."""
+    stored = sorted(set(seqs), reverse=True)
+    return [
+        seq
+        for epoch, last in _chain(epochs)
+        for seq in stored
+        if seq >= epoch.next_seq and (last is None or seq <= last)
+    ]
 
 
 class RunLog:
@@ -104,8 +112,21 @@ class RunLog:
         """Store bytes under their sha256, once; `suffix` is "arrow" or "safetensors"."""
         return objects.put_segment(self.root, name, data, suffix, rows)
 
-    def commit(self, seq: int, body: Mapping[str, Any], segments: Sequence[SegmentRef]) -> None:
-        """Create commit `seq`, whose segments are stored already; FencedError if it is taken.
+    def put_log(self, seq: int, data: bytes, rows: int) -> LogRef:
+        """Store the events that commit `seq` will name; FencedError if another writer did so.
+
+        After StorageUnavailable the same call may be made again.
+        """
+        return objects.put_log(self.root, self._writer_epoch(seq).run_epoch, seq, data, rows)
+
+    def commit(
+        self,
+        seq: int,
+        body: Mapping[str, Any],
+        segments: Sequence[SegmentRef],
+        log: LogRef | None = None,
+    ) -> None:
+        """Create commit `seq` of what is stored already; FencedError if the number is taken.
 
         After StorageUnavailable the same call may be made again: it repeats the same bytes.
         """
@@ -115,6 +136,10 @@ class RunLog:
         if len({ref.name for ref in segments}) != len(segments):
             raise ValueError("a commit names a segment twice")
         content = {**body, "seq": seq, "segments": [ref.to_json() for ref in segments]}
+        if log is not None:
+            if log.file != manifest.log_file(epoch.run_epoch, seq):
+                raise ValueError(f"{log.file} is not the event log of commit {seq}")
+            content["log"] = log.to_json()
         asked = (seq, manifest.encode(content))
         if self._attempt is None or self._attempt[0] != asked:
             header = objects.header("run", epoch.run_epoch)
@@ -124,6 +149,11 @@ class RunLog:
     def lineage(self) -> list[int]:
         """Commit numbers of the current history, newest first; CorruptError if it is unknown."""
         return lineage(self.epochs(), self.commit_numbers())
+
+    def source(self) -> str | None:
+        """URL of the other place that the current history continues, None if it begins here."""
+        chain = list(_chain(self.epochs()))
+        return chain[-1][0].source if chain else None
 
     def epochs(self) -> list[EpochRecord]:
         """Every start of this run, oldest first; CorruptError if a record is damaged."""
@@ -158,14 +188,31 @@ class RunLog:
         if body.get("kind") != "run" or body.get("seq") != seq:
             raise CorruptError(f"{self.root.url}/{path} is not the manifest of commit {seq}")
         try:
-            manifest.segments(body)
+            manifest.references(body)
         except CorruptError as error:
             raise CorruptError(f"{self.root.url}/{path}: {error}") from error
         return body
 
     def read_segment(self, ref: SegmentRef) -> bytes:
         """The bytes of a segment, their size and sha256 checked; CorruptError otherwise."""
-        return objects.read_segment(self.root, ref)
+        return objects.read_object(self.root, ref)
+
+    def read_log(self, ref: LogRef) -> bytes:
+        """The bytes of a log part, their size and sha256 checked; CorruptError otherwise."""
+        return objects.read_object(self.root, ref)
+
+    def log_parts(self, upto: int | None = None) -> list[tuple[int, LogRef]]:
+        """Commits and log parts of the current history, oldest first, to commit `upto` if given.
+
+        CheckpointNotFound if `upto` is not in it; CorruptError if one of the commits is damaged.
+        """
+        history = self.lineage()
+        if upto is not None:
+            if upto not in history:
+                raise CheckpointNotFound(f"{self.root.url} has no commit {upto} in its history")
+            history = history[history.index(upto) :]
+        parts = ((seq, manifest.log_part(self.read_commit(seq))) for seq in reversed(history))
+        return [(seq, part) for seq, part in parts if part is not None]
 
     def _writer_epoch(self, seq: int) -> EpochRecord:
         if self._epoch is None:

@@ -1,4 +1,4 @@
-"""Manifests: canonical JSON that names its own digest, and references to segments."""
+"""Manifests: canonical JSON that names its own digest, and references to what was stored."""
 
 from __future__ import annotations
 
@@ -6,25 +6,59 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any, ClassVar, NoReturn, Self
 
 from esper_ray.errors import CorruptError
 
 FORMAT = "esper-ckpt"
 READER_VERSION = 1
 MAX_BYTES = 16 * 2**20
+LOG_FILE = re.compile(r"[0-9]{8}-[0-9]{20}\.arrow")
 
 _MAX_DEPTH = 64
 # Wide enough for the 128-bit words of a numpy generator's state.
 _MAX_DIGITS = 64
 _MAX_NAME = 1024
 _FILE = re.compile(r"sha256/([0-9a-f]{2})/([0-9a-f]{64})\.(?:arrow|safetensors)")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class _Reference:
+    """What references to stored objects share: two counts, all else text, and their JSON form."""
+
+    __slots__: tuple[str, ...] = ()
+    kind: ClassVar[str]
+    size: int
+    rows: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The reference as JSON values."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def from_json(cls, value: object) -> Self:
+        """Read a reference that nobody vouches for; CorruptError unless every field is right."""
+        if not isinstance(value, dict) or value.keys() != set(cls.__slots__):
+            raise CorruptError(f"a manifest holds a malformed {cls.kind} reference")
+        if not all(isinstance(value[key], str) for key in value.keys() - {"size", "rows"}):
+            raise CorruptError(f"a manifest holds a {cls.kind} reference that is no text")
+        try:
+            return cls(**value)
+        except ValueError as error:
+            raise CorruptError(f"a manifest names a refused {cls.kind}: {error}") from error
+
+    def _check_counts(self) -> None:
+        for what, number in (("size", self.size), ("rows", self.rows)):
+            if type(number) is not int or not 0 <= number < 2**63:
+                raise ValueError(f"{what} of {self} is {number!r}")
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentRef:
+class SegmentRef(_Reference):
     """One stored segment: its role inside the run and the bytes it must have."""
+
+    kind: ClassVar[str] = "segment"
 
     name: str
     file: str
@@ -38,30 +72,39 @@ class SegmentRef:
         match = _FILE.fullmatch(self.file)
         if match is None or match[2] != self.sha256 or not match[2].startswith(match[1]):
             raise ValueError(f"{self.file!r} is not the segment file of sha256 {self.sha256!r}")
-        for what, number in (("size", self.size), ("rows", self.rows)):
-            if type(number) is not int or not 0 <= number < 2**63:
-                raise ValueError(f"{what} of segment {self.name!r} is {number!r}")
+        self._check_counts()
 
     @property
     def path(self) -> str:
         """Where the segment lies below the storage prefix."""
         return f"segments/{self.file}"
 
-    def to_json(self) -> dict[str, Any]:
-        """The reference as JSON values."""
-        return asdict(self)
 
-    @classmethod
-    def from_json(cls, value: object) -> SegmentRef:
-        """Read a reference that nobody vouches for; CorruptError unless every field is right."""
-        if not isinstance(value, dict) or value.keys() != set(cls.__slots__):
-            raise CorruptError("a manifest holds a malformed segment reference")
-        if not all(isinstance(value[key], str) for key in ("name", "file", "sha256")):
-            raise CorruptError("a manifest holds a segment reference that is no text")
-        try:
-            return cls(**value)
-        except ValueError as error:
-            raise CorruptError(f"a manifest names a refused segment: {error}") from error
+@dataclass(frozen=True, slots=True)
+class LogRef(_Reference):
+    """The part of the event log that one commit adds, and the bytes it must have."""
+
+    kind: ClassVar[str] = "log part"
+
+    file: str
+    sha256: str
+    size: int
+    rows: int
+
+    def __post_init__(self) -> None:
+        if not LOG_FILE.fullmatch(self.file) or not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"{self.file!r} of sha256 {self.sha256!r} is no part of an event log")
+        self._check_counts()
+
+    @property
+    def path(self) -> str:
+        """Where the part lies below the storage prefix."""
+        return f"log/{self.file}"
+
+
+def log_file(run_epoch: int, seq: int) -> str:
+    """The file of commit `seq`'s part of the event log, below `log/`."""
+    return f"{run_epoch:08d}-{seq:020d}.arrow"
 
 
 def segments(body: dict[str, Any]) -> list[SegmentRef]:
@@ -73,6 +116,23 @@ def segments(body: dict[str, Any]) -> list[SegmentRef]:
     if len({ref.name for ref in refs}) != len(refs):
         raise CorruptError("a manifest names a segment twice")
     return refs
+
+
+def log_part(body: dict[str, Any]) -> LogRef | None:
+    """The part of the event log that a decoded manifest names, None if it names none."""
+    if "log" not in body:
+        return None
+    ref = LogRef.from_json(body["log"])
+    run_epoch, seq = body.get("run_epoch"), body.get("seq")
+    if type(run_epoch) is not int or type(seq) is not int or ref.file != log_file(run_epoch, seq):
+        raise CorruptError(f"a manifest names {ref.file}, the event log of another commit")
+    return ref
+
+
+def references(body: dict[str, Any]) -> list[SegmentRef | LogRef]:
+    """Every object that a decoded manifest names, each reference checked."""
+    part = log_part(body)
+    return [*segments(body), *([part] if part else [])]
 
 
 def encode(body: dict[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""The objects of a run, each created once: segments by sha256, manifests by number."""
+"""The objects of a run, each created once: segments by sha256, all others by number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from esper_ray.errors import CorruptError, FencedError, StorageUnavailable
 from esper_ray.storage import manifest
 from esper_ray.storage.filesystem import Root
-from esper_ray.storage.manifest import SegmentRef
+from esper_ray.storage.manifest import LogRef, SegmentRef
 
 FORMAT_FILE = "FORMAT.json"
 FORMAT_VERSION = 1
@@ -59,10 +59,10 @@ def create_or_confirm(root: Root, path: str, data: bytes) -> None:
     except (FileExistsError, StorageUnavailable) as error:
         # Whatever the reply says, or if it was lost: the stored object is the truth.
         try:
-            found = root.read(path, manifest.MAX_BYTES)
+            ours = root.size(path) == len(data) and root.read(path, len(data)) == data
         except (FileNotFoundError, StorageUnavailable):
             raise error from None
-        if found != data:
+        if not ours:
             raise FencedError(
                 f"{root.url}/{path} belongs to another writer",
                 "stop one of the two runs, or give each its own URL",
@@ -106,20 +106,29 @@ def put_segment(root: Root, name: str, data: bytes, suffix: str, rows: int) -> S
         root.create(ref.path, data)
     except FileExistsError:
         try:
-            read_segment(root, ref)
+            read_object(root, ref)
         except CorruptError:
             # A run that fell back computes the same bytes again; no commit may name the bad ones.
             root.replace(ref.path, data)
     return ref
 
 
-def read_segment(root: Root, ref: SegmentRef) -> bytes:
-    """The bytes of a segment, their size and sha256 checked; CorruptError otherwise."""
+def put_log(root: Root, run_epoch: int, seq: int, data: bytes, rows: int) -> LogRef:
+    """Create a commit's part of the event log; FencedError if another writer's stands there."""
+    file = manifest.log_file(run_epoch, seq)
+    ref = LogRef(file, hashlib.sha256(data).hexdigest(), len(data), rows)
+    create_or_confirm(root, ref.path, data)
+    return ref
+
+
+def read_object(root: Root, ref: SegmentRef | LogRef) -> bytes:
+    """The bytes that a reference names, their size and sha256 checked; CorruptError otherwise."""
     where = f"{root.url}/{ref.path}"
     try:
         data = root.read(ref.path, ref.size)
     except FileNotFoundError as error:
-        raise CorruptError(f"{where}, segment {ref.name!r}, is missing") from error
+        role = f" {ref.name!r}" if isinstance(ref, SegmentRef) else ""
+        raise CorruptError(f"{where}, {ref.kind}{role}, is missing") from error
     if len(data) != ref.size:
         raise CorruptError(f"{where} has {len(data)} bytes, not {ref.size}")
     if hashlib.sha256(data).hexdigest() != ref.sha256:

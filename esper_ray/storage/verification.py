@@ -11,12 +11,12 @@ from esper_ray.errors import CorruptError
 from esper_ray.storage import manifest, objects
 from esper_ray.storage.commit_log import RunLog
 from esper_ray.storage.filesystem import Root
-from esper_ray.storage.manifest import SegmentRef
+from esper_ray.storage.manifest import LogRef, SegmentRef
 from esper_ray.storage.objects import commit_path, epoch_path
 
 _FANOUT = re.compile(r"[0-9a-f]{2}")
 _SEGMENT = re.compile(r"([0-9a-f]{64})\.(?:arrow|safetensors)")
-_TOP = {objects.FORMAT_FILE, "epochs", "commits", "segments"}
+_TOP = {objects.FORMAT_FILE, "epochs", "commits", "segments", "log"}
 
 
 class Problem(TypedDict):
@@ -34,8 +34,10 @@ def verify_objects(log: RunLog) -> list[Problem]:
     problems = list(_verify_format(log.root))
     problems += _verify_epochs(log)
     refs: dict[str, SegmentRef] = {}
-    problems += _verify_commits(log, refs)
+    parts: dict[str, LogRef] = {}
+    problems += _verify_commits(log, refs, parts)
     problems += _verify_segments(log.root, refs)
+    problems += _verify_log_parts(log, parts)
     problems += _verify_names(log.root)
     return sorted(problems, key=lambda problem: (problem["object"], problem["problem"]))
 
@@ -68,8 +70,10 @@ def _verify_epochs(log: RunLog) -> Iterator[Problem]:
             yield _damage(epoch_path(number), error)
 
 
-def _verify_commits(log: RunLog, refs: dict[str, SegmentRef]) -> Iterator[Problem]:
-    """Report damaged commits; add to `refs` what the whole ones name."""
+def _verify_commits(
+    log: RunLog, refs: dict[str, SegmentRef], parts: dict[str, LogRef]
+) -> Iterator[Problem]:
+    """Report damaged commits; add to `refs` and `parts` what the whole ones name."""
     epochs = set(log.epoch_numbers())
     for seq in log.commit_numbers():
         try:
@@ -83,6 +87,8 @@ def _verify_commits(log: RunLog, refs: dict[str, SegmentRef]) -> Iterator[Proble
             known = refs.setdefault(ref.path, ref)
             if known.size != ref.size:
                 yield _damage(commit_path(seq), f"names {ref.path} with another size")
+        if part := manifest.log_part(body):
+            parts[part.path] = part
 
 
 def _verify_segments(root: Root, refs: dict[str, SegmentRef]) -> Iterator[Problem]:
@@ -107,6 +113,17 @@ def _verify_segments(root: Root, refs: dict[str, SegmentRef]) -> Iterator[Proble
             yield _note(path, "orphan")
 
 
+def _verify_log_parts(log: RunLog, parts: dict[str, LogRef]) -> Iterator[Problem]:
+    names = [name for name in log.root.names("log") if manifest.LOG_FILE.fullmatch(name)]
+    for path in sorted({f"log/{name}" for name in names} - parts.keys()):
+        yield _note(path, "orphan")
+    for path, part in parts.items():
+        try:
+            log.read_log(part)
+        except CorruptError as error:
+            yield _damage(path, error)
+
+
 def _stored_segments(root: Root) -> Iterator[str]:
     for fanout in root.names("segments/sha256"):
         if _FANOUT.fullmatch(fanout):
@@ -122,6 +139,7 @@ def _verify_names(root: Root) -> Iterator[Problem]:
         "": re.compile("|".join(re.escape(name) for name in sorted(_TOP))),
         "epochs": objects.EPOCH_NAME,
         "commits": objects.COMMIT_NAME,
+        "log": manifest.LOG_FILE,
         "segments": re.compile("sha256"),
         "segments/sha256": _FANOUT,
         **{f"segments/sha256/{fanout}": _SEGMENT for fanout in fanouts},

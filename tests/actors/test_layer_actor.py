@@ -13,18 +13,21 @@ from typing import Any
 import pytest
 import torch
 
-from esper_ray.actors.layer_actor import CONCURRENCY_GROUPS, METHOD_GROUPS, LayerActor
+from esper_ray.actors.layer_actor import CONCURRENCY_GROUPS, METHOD_GROUPS, LayerActor, Restore
 from esper_ray.actors.lifecycle_coordinator import LifecycleCoordinator
 from esper_ray.actors.pipeline import ActorPipeline, LocalPipeline
+from esper_ray.actors.protocol import Answer, Stamp, Stamped
 from esper_ray.config import parse_config
 from esper_ray.errors import RunFailed
 from esper_ray.events.messages import EpochReport, StageReport
 from esper_ray.growth import snapshot
 from esper_ray.growth.stage import Stage
+from esper_ray.lifecycle import ExtendedLifecycle as S
 from esper_ray.planning import RunPlan, plan_run
-from esper_ray.storage import Root, RunLog
+from esper_ray.storage import Root, RunLog, manifest
+from tests.builders import transitions
 
-EPOCHS, EPOCH_STEPS = 6, 2
+EPOCHS, EPOCH_STEPS, RUN_EPOCH = 6, 2, 1
 
 
 class ThreadActor:
@@ -93,17 +96,14 @@ def plan() -> RunPlan:
     )
 
 
-@pytest.fixture
-def root(request: pytest.FixtureRequest) -> Root:
-    return Root.open(f"memory://{request.node.name}/run")
-
-
-def start(plan: RunPlan, root: Root, timeout_s: float) -> tuple[list[ThreadActor], Inbox]:
+def start(
+    plan: RunPlan, root: Root, timeout_s: float, kind: type[ThreadActor] = ThreadActor
+) -> tuple[list[ThreadActor], Inbox]:
     inbox = Inbox()
-    actors = [ThreadActor(LayerActor(spec, root, timeout_s)) for spec in plan.stages]
+    actors = [kind(LayerActor(spec, root, timeout_s)) for spec in plan.stages]
     first, last = actors
-    first.actor.setup({"next": last}, inbox, None)
-    last.actor.setup({"previous": first}, inbox, None)
+    first.actor.setup({"next": last}, inbox, None, RUN_EPOCH)
+    last.actor.setup({"previous": first}, inbox, None, RUN_EPOCH)
     return actors, inbox
 
 
@@ -116,7 +116,7 @@ def actors_and_inbox(plan: RunPlan, root: Root) -> Iterator[tuple[list[ThreadAct
 
 
 async def grow_locally(plan: RunPlan, root: Root) -> tuple[list[EpochReport], list[Stage]]:
-    pipeline = LocalPipeline(plan.stages, root, None)
+    pipeline = LocalPipeline(plan.stages, root, None, RUN_EPOCH)
     coordinator = LifecycleCoordinator(plan.coordinator, root)
     await coordinator.setup(pipeline, None, RunLog(root).open_epoch(None))
     reports = []
@@ -174,19 +174,81 @@ def _newest(root: Root) -> dict[str, Any]:
 async def test_restored_actors_go_on_as_if_nothing_had_happened(
     plan: RunPlan, root: Root, actors_and_inbox: tuple[list[ThreadActor], Inbox]
 ) -> None:
-    from esper_ray.actors.layer_actor import Restore
-    from esper_ray.storage import manifest
-
     _, stages = await grow_on_threads(plan, root, *actors_and_inbox)
     body = _newest(root)
     segments = {ref.name: ref for ref in manifest.segments(body)}
     for spec, stage in zip(plan.stages, stages, strict=True):
         actor = LayerActor(spec, root, 1.0)
-        actor.setup({}, Inbox(), Restore(root, segments, body["step"]))
+        actor.setup({}, Inbox(), Restore(root, segments, body["step"]), RUN_EPOCH)
         restored = snapshot.host_tensors(actor._stage)
         expected = snapshot.host_tensors(stage)
         assert all(torch.equal(restored[name], expected[name]) for name in restored | expected)
         assert actor._stage.step == EPOCHS * EPOCH_STEPS
+
+
+# ------------------------------------------------------------------ offers and receipts
+
+
+def birth(run_epoch: int = RUN_EPOCH, number: int = 1) -> Stamped[Any]:
+    batch = transitions(
+        [0], S.DORMANT, S.GERMINATED, layer_id="reader.hidden", blueprint_id=0, strategy=0
+    )
+    return Stamped(Stamp(run_epoch, 1, number), batch)
+
+
+def test_batch_is_offered_beside_a_step_and_applied_once_after_it(
+    actors_and_inbox: tuple[list[ThreadActor], Inbox],
+) -> None:
+    (first, last), _ = actors_and_inbox
+    waiting = first.submit("run_step", 0)  # until its neighbour takes part
+    for expected in (Answer.ACCEPTED, Answer.WAITING):
+        assert first.submit("offer", birth()).result(timeout=10) is expected
+    receipts = first.submit("apply", [])
+    assert not waiting.done()
+    last.submit("run_step", 0).result(timeout=30)
+    (receipt,) = receipts.result(timeout=30)
+    assert (receipt.stamp, receipt.body.step) == (birth().stamp, 1)
+    assert receipt.body.applied.tolist() == [True]
+    assert first.submit("offer", birth()).result(timeout=10) is Answer.TAKEN_BEFORE
+    (again,) = first.submit("apply", []).result(timeout=10)
+    assert again.stamp == receipt.stamp
+    first.submit("acknowledge", "reader.hidden", receipt.stamp).result(timeout=10)
+    assert first.submit("apply", []).result(timeout=10) == []
+    state = first.actor._stage.trainers["reader.hidden"].layer.state
+    assert state.host("transition_count").sum() == 1
+
+
+def test_batch_of_another_run_epoch_is_refused(
+    actors_and_inbox: tuple[list[ThreadActor], Inbox],
+) -> None:
+    (first, _), _ = actors_and_inbox
+    answer = first.submit("offer", birth(run_epoch=RUN_EPOCH + 1)).result(timeout=10)
+    assert answer is Answer.OTHER_RUN_EPOCH
+    assert first.submit("apply", []).result(timeout=10) == []
+
+
+class Forgetful(ThreadActor):
+    """An actor to which no acknowledgement gets through."""
+
+    def tell(self, method: str, *args: object) -> None:
+        if method != "acknowledge":
+            super().tell(method, *args)
+
+
+async def test_run_whose_acknowledgements_are_lost_is_the_same_run(
+    plan: RunPlan, root: Root
+) -> None:
+    expected, _ = await grow_locally(plan, Root.open(f"{root.url}-reference"))
+    actors, inbox = start(plan, root, timeout_s=30, kind=Forgetful)
+    found, _ = await grow_on_threads(plan, root, actors, inbox)
+    assert found == expected
+    outbox = [r for actor in actors for r in actor.actor._boundary.apply([])]
+    assert len(outbox) == sum(len({layer for layer, *_ in r.moves}) for r in found)
+    for actor in actors:
+        actor.close()
+
+
+# ------------------------------------------------------------------ steps
 
 
 def test_abort_ends_a_step_that_waits_for_its_neighbour(
@@ -225,7 +287,7 @@ def test_single_stage_needs_no_neighbour(plan: RunPlan, root: Root) -> None:
         epoch_steps=1,
     )
     actor, inbox = LayerActor(spec, root, 1.0), Inbox()
-    actor.setup({}, inbox, None)
+    actor.setup({}, inbox, None, RUN_EPOCH)
     actor.run_step(0)
     actor.end_epoch(0)
     (report,) = inbox.reports

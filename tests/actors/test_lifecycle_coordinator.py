@@ -1,117 +1,20 @@
-"""The coordinator beside a pipeline that only answers: collecting, deciding, committing."""
+"""The coordinator beside layers that only answer: collecting, deciding, committing."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from esper_ray.actors.lifecycle_coordinator import CoordinatorSpec, LifecycleCoordinator, Progress
 from esper_ray.errors import RunFailed
-from esper_ray.events.messages import (
-    EpochReport,
-    Evaluation,
-    EvaluationRequest,
-    MetricsBatch,
-    StageReport,
-    TelemetryBatch,
-    TransitionBatch,
-    TransitionReceipt,
-)
+from esper_ray.events.log import EventKind
 from esper_ray.lifecycle import ExtendedLifecycle as S
-from esper_ray.lifecycle import LifecycleManager
-from esper_ray.policy import PolicySettings
-from esper_ray.storage import EpochRecord, Root, RunLog, SegmentRef
+from esper_ray.lifecycle import Refusal
+from esper_ray.storage import Root, RunLog, manifest
+from tests.actors.coordination import READY, build, logged, report, run_epoch
 from tests.builders import telemetry
-
-MINIMA = dict.fromkeys(S, 1)
-
-
-@dataclass
-class Answers:
-    """A Pipeline that applies every row, or none, and keeps what it was asked."""
-
-    log: RunLog
-    applies: bool = True
-    loss: float = 2.0
-    requests: list[EvaluationRequest] = field(default_factory=list)
-    batches: list[TransitionBatch] = field(default_factory=list)
-    metrics: list[MetricsBatch] = field(default_factory=list)
-
-    async def evaluate(self, request: EvaluationRequest) -> Evaluation:
-        self.requests.append(request)
-        flipped = np.arange(request.settings) > 0
-        loss, gain = np.where(flipped, self.loss / 2, self.loss), np.where(flipped, -1.0, 0.0)
-        return Evaluation(loss, loss * 0 + 0.5, gain, gain - 0.1, gain + 0.1, 8)
-
-    async def apply(
-        self, batches: Sequence[TransitionBatch], metrics: Sequence[MetricsBatch]
-    ) -> list[TransitionReceipt]:
-        self.batches += batches
-        self.metrics += metrics
-        return [
-            TransitionReceipt(
-                b.layer_id,
-                b.number,
-                0,
-                np.full(len(b.seed_ids), self.applies),
-                np.zeros(len(b.seed_ids), np.uint8),
-            )
-            for b in reversed(batches)
-        ]
-
-    async def save(self) -> list[SegmentRef]:
-        return [self.log.put_segment("stage0/host", b"weights", "safetensors")]
-
-
-def spec(**given_: Any) -> CoordinatorSpec:
-    values: dict[str, Any] = {
-        "stages": 1,
-        "epochs": 100,
-        "batch_size": 8,
-        "every_epochs": 100,
-        "timeout_s": 5.0,
-        "policy": PolicySettings(germinate_after=0, blueprint_id=3, strategy_id=0),
-        "manager": LifecycleManager(minimum_epochs=MINIMA),
-        "manifest": {"run": "fake", "config": {"seed": 1}},
-    }
-    return CoordinatorSpec(**{**values, **given_})
-
-
-async def build(
-    root: Root, progress: dict[str, object] | None = None, **given_: Any
-) -> tuple[LifecycleCoordinator, Answers, EpochRecord]:
-    coordinator = LifecycleCoordinator(spec(**given_), root)
-    record = RunLog(root).open_epoch(None)
-    answers = Answers(RunLog(root))
-    await coordinator.setup(answers, progress, record)
-    return coordinator, answers, record
-
-
-@pytest.fixture
-def root(request: pytest.FixtureRequest) -> Root:
-    return Root.open(f"memory://{request.node.name}/run")
-
-
-def report(epoch: int, *layers: TelemetryBatch, stage: int = 0, loss: float = 1.0) -> StageReport:
-    return StageReport(stage, epoch, 4 * (epoch + 1), layers, (loss, loss + 1, loss, loss))
-
-
-async def run_epoch(coordinator: LifecycleCoordinator, *reports: StageReport) -> EpochReport:
-    for each in reports:
-        await coordinator.ingest(each)
-    return await coordinator.end_epoch(reports[0].epoch)
-
-
-READY = {"local_loss": np.zeros(2, np.float32), "delta_ratio": np.zeros(2, np.float32)}
 
 # ------------------------------------------------------------------ collecting
 
@@ -150,15 +53,23 @@ async def test_repeated_report_counts_once_and_the_newest_wins(root: Root) -> No
     assert done.losses[0] == 6.0
 
 
+async def test_report_that_comes_late_replaces_no_newer_one(root: Root) -> None:
+    coordinator, *_ = await build(root, timeout_s=0.05)
+    await coordinator.ingest(report(1, loss=6.0))
+    await coordinator.ingest(report(0, loss=5.0))
+    done = await coordinator.end_epoch(1)
+    assert done.losses[0] == 6.0
+
+
 # ------------------------------------------------------------------ deciding
 
 
 async def test_dormant_seeds_germinate_and_are_counted(root: Root) -> None:
-    coordinator, answers, _ = await build(root)
-    layers = [telemetry([S.DORMANT] * 2, epochs=1, layer_id=name) for name in ("a", "b")]
-    done = await run_epoch(coordinator, report(0, *layers))
-    assert [b.layer_id for b in answers.batches] == ["a", "b"]
-    assert answers.batches[0].blueprint_id.tolist() == [3, 3]
+    coordinator, layers, _ = await build(root)
+    seen = [telemetry([S.DORMANT] * 2, epochs=1, layer_id=name) for name in ("a", "b")]
+    done = await run_epoch(coordinator, report(0, *seen))
+    assert [b.layer_id for b in layers.batches] == ["a", "b"]
+    assert layers.batches[0].blueprint_id.tolist() == [3, 3]
     assert sorted(done.moves) == [
         (name, seed, "DORMANT", "GERMINATED") for name in "ab" for seed in (0, 1)
     ]
@@ -168,42 +79,42 @@ async def test_dormant_seeds_germinate_and_are_counted(root: Root) -> None:
 
 
 async def test_refused_rows_change_no_count(root: Root) -> None:
-    coordinator, answers, _ = await build(root)
-    answers.applies = False
+    coordinator, layers, _ = await build(root)
+    layers.refusal = Refusal.STALE_STATE
     done = await run_epoch(coordinator, report(0, telemetry([S.DORMANT] * 2, epochs=1)))
-    assert len(answers.batches) == 1
+    assert len(layers.batches) == 1
     assert (done.transitions, done.moves, done.states_visited) == (0, (), ("DORMANT",))
     assert done.seeds == {"layer": {"DORMANT": 2}}
 
 
 async def test_seeds_that_are_due_are_judged_one_setting_each(root: Root) -> None:
-    coordinator, answers, _ = await build(root)
+    coordinator, layers, _ = await build(root)
     growing = telemetry([S.TRAINING, S.EVALUATING], epochs=5, **READY)
     done = await run_epoch(coordinator, report(0, growing))
-    (request,) = answers.requests
+    (request,) = layers.requests
     assert (request.split, request.settings) == ("gate", 3)
     assert request.alphas["layer"].tolist() == [[0, 1], [1, 1], [0, 0]]
-    assert [m.seed_ids.tolist() for m in answers.metrics] == [[0, 1]]
+    assert [m.seed_ids.tolist() for m in layers.metrics] == [[0, 1]]
     assert ("layer", 0, "TRAINING", "GRAFTING") in done.moves
 
 
 async def test_request_numbers_never_repeat(root: Root) -> None:
-    coordinator, answers, _ = await build(root)
+    coordinator, layers, _ = await build(root)
     growing = telemetry([S.EVALUATING] * 40, epochs=5)
     for epoch in range(3):
         await run_epoch(coordinator, report(epoch, growing))
         await coordinator.evaluate("test")
-    numbers = [request.number for request in answers.requests]
+    numbers = [request.number for request in layers.requests]
     assert len(numbers) == 9  # 40 seeds need two requests
     assert len(set(numbers)) == 9
-    assert not {batch.number for batch in answers.batches} & set(numbers)
+    assert [batch.number for batch in layers.batches] == [1, 2, 3]  # batches count on their own
 
 
 async def test_stability_needs_five_gate_losses(root: Root) -> None:
-    coordinator, answers, _ = await build(root)
+    coordinator, layers, _ = await build(root)
     for epoch in range(6):
         await run_epoch(coordinator, report(epoch, telemetry([S.EVALUATING], epochs=epoch + 1)))
-    steady = [bool(metrics.valid[0] & 4) for metrics in answers.metrics]
+    steady = [bool(metrics.valid[0] & 4) for metrics in layers.metrics]
     assert steady == [False] * 4 + [True] * 2
 
 
@@ -222,18 +133,18 @@ async def test_commit_falls_every_few_epochs_and_at_the_end(root: Root) -> None:
 
 
 async def test_seed_that_enters_grafting_forces_a_commit_which_its_row_names(root: Root) -> None:
-    coordinator, answers, record = await build(root)
+    coordinator, layers, record = await build(root)
     await run_epoch(coordinator, report(0, telemetry([S.TRAINING] * 2)))
     growing = telemetry([S.TRAINING] * 2, epochs=5, epoch=1, **READY)
     done = await run_epoch(coordinator, report(1, growing))
     assert done.commit == record.next_seq
-    assert answers.batches[-1].target.tolist() == [S.GRAFTING] * 2
-    assert answers.batches[-1].checkpoint_id.tolist() == [record.next_seq] * 2
+    assert layers.batches[-1].target.tolist() == [S.GRAFTING] * 2
+    assert layers.batches[-1].checkpoint_id.tolist() == [record.next_seq] * 2
 
 
 async def test_refused_grafting_forces_no_commit(root: Root) -> None:
-    coordinator, answers, _ = await build(root)
-    answers.applies = False
+    coordinator, layers, _ = await build(root)
+    layers.refusal = Refusal.STALE_STATE
     growing = telemetry([S.TRAINING] * 2, epochs=5, **READY)
     assert (await run_epoch(coordinator, report(0, growing))).commit is None
 
@@ -242,37 +153,82 @@ async def test_run_goes_on_from_a_stored_progress(root: Root) -> None:
     coordinator, *_ = await build(root, epochs=1)
     await run_epoch(coordinator, report(0, telemetry([S.DORMANT] * 2, epochs=1)))
     stored = RunLog(root).read_commit(1)["coordinator"]
-    resumed, answers, record = await build(root, progress=stored, epochs=2)
+    resumed, layers, record = await build(root, progress=stored, epochs=2)
     done = await run_epoch(resumed, report(1, telemetry([S.GERMINATED] * 2, epochs=1)))
     assert (done.transitions, done.commit, record.next_seq) == (4, 2, 2)
     assert done.states_visited == ("DORMANT", "GERMINATED", "TRAINING")
-    assert answers.requests[0].number > stored["number"] - 1
+    assert layers.requests[0].number > stored["number"] - 1
 
 
-@given(
-    st.builds(
-        Progress,
-        number=st.integers(0, 2**40),
-        transitions=st.integers(0, 2**40),
-        states_visited=st.lists(st.sampled_from([s.name for s in S]), unique=True),
-        gate_losses=st.lists(st.floats(allow_nan=False), max_size=5),
-        seeds=st.dictionaries(
-            st.text(max_size=5), st.dictionaries(st.just("TRAINING"), st.just(1))
-        ),
-    )
-)
-def test_progress_goes_through_json_bit_for_bit(progress: Progress) -> None:
-    stored = json.loads(json.dumps(progress.to_json(), allow_nan=False))
-    assert Progress.from_json(stored) == progress
+# ------------------------------------------------------------------ the event log
 
 
-def test_progress_keeps_a_loss_that_is_not_a_number() -> None:
-    stored = json.dumps(Progress(gate_losses=[math.nan, math.inf]).to_json(), allow_nan=False)
-    first, second = Progress.from_json(json.loads(stored)).gate_losses
-    assert math.isnan(first)
-    assert second == math.inf
+async def test_commit_names_the_events_since_the_commit_before(root: Root) -> None:
+    coordinator, *_ = await build(root, every_epochs=2, epochs=4)
+    for epoch in range(4):
+        await run_epoch(coordinator, report(epoch, telemetry([S.DORMANT], epoch=epoch)))
+    first, second = (manifest.log_part(RunLog(root).read_commit(seq)) for seq in (1, 2))
+    assert first is not None
+    assert second is not None
+    assert first.file != second.file
+    events = logged(root)
+    assert len(events) == first.rows + second.rows
+    epochs = logged(root, EventKind.EPOCH).columns["epoch"].tolist()
+    assert epochs == [0, 1, 2, 3]
 
 
-def test_progress_of_another_form_is_refused() -> None:
-    with pytest.raises(TypeError, match="expected a list"):
-        Progress.from_json({"gate_losses": 1})
+async def test_events_stand_in_the_order_in_which_things_were_done(root: Root) -> None:
+    coordinator, *_ = await build(root, epochs=1)
+    busy: dict[str, Any] = {
+        "epochs": 5,
+        "errors": np.array([0, 2, 0], np.int32),
+        "chunk_gradient": np.zeros(3, np.float32),
+    }
+    seen = [
+        telemetry([S.DORMANT, S.GRAFTING, S.EVALUATING], layer_id=name, **busy) for name in "ab"
+    ]
+    await run_epoch(coordinator, report(0, *seen))
+    events = logged(root)
+    kinds = [EventKind(kind).name for kind in events.columns["kind"].tolist()]
+    assert list(zip(kinds, events.columns["layer"], strict=True)) == [
+        *[(kind, "a") for kind in ("ERRORS", "SIGNALS", "EPOCH")],
+        *[(kind, "b") for kind in ("ERRORS", "SIGNALS", "EPOCH")],
+        ("METRICS", "a"),
+        ("METRICS", "b"),
+        *[("TRANSITION", "b")] * 2,  # in the order in which the receipts came
+        *[("TRANSITION", "a")] * 2,
+        ("REFUSAL", "a"),
+        ("REFUSAL", "b"),
+    ]
+    assert events.columns["sequence"].tolist() == [1, 1, 1, 2, 2, 2, 3, 4, 5, 5, 6, 6, 7, 8]
+    assert set(events.columns["step"].tolist()) == {4}
+
+
+async def test_sequence_goes_on_after_a_resume(root: Root) -> None:
+    coordinator, *_ = await build(root, epochs=1)
+    await run_epoch(coordinator, report(0, telemetry([S.DORMANT] * 2, epochs=1)))
+    stored = RunLog(root).read_commit(1)["coordinator"]
+    assert stored["sequence"] == max(logged(root).columns["sequence"].tolist())
+    resumed, *_ = await build(root, stored, resumed_from=1, epochs=2)
+    await run_epoch(resumed, report(1, telemetry([S.GERMINATED] * 2, epochs=1)))
+    sequence = logged(root).columns["sequence"]
+    assert sequence.tolist() == sorted(sequence.tolist())
+    changes = logged(root, EventKind.TRANSITION).columns
+    assert changes["to_state"].tolist() == [S.GERMINATED] * 2 + [S.TRAINING] * 2
+
+
+async def test_refusals_are_logged_at_commits_only(root: Root) -> None:
+    coordinator, *_ = await build(root, every_epochs=3)
+    for epoch in range(6):
+        await run_epoch(coordinator, report(epoch, telemetry([S.TRAINING], epochs=5, epoch=epoch)))
+    refused = logged(root, EventKind.REFUSAL).columns
+    assert refused["epoch"].tolist() == [2, 5]
+    assert refused["to_state"].tolist() == [S.GRAFTING] * 2
+    assert "local_loss was not measured" in refused["gate"][0]
+
+
+async def test_rows_that_a_layer_refuses_are_no_events(root: Root) -> None:
+    coordinator, layers, _ = await build(root, epochs=1)
+    layers.refusal = Refusal.STALE_GENERATION
+    await run_epoch(coordinator, report(0, telemetry([S.DORMANT] * 2, epochs=1)))
+    assert len(logged(root, EventKind.TRANSITION, EventKind.REFUSAL)) == 0

@@ -10,10 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from esper_ray.actors.pipeline import ActorPipeline
+from esper_ray.actors.pipeline import ActorPipeline, LocalPipeline
+from esper_ray.actors.protocol import Stamp, Stamped
 from esper_ray.actors.remote import RemoteActor
+from esper_ray.config import parse_config
 from esper_ray.errors import RunFailed
 from esper_ray.events.messages import EvaluationRequest, MetricsBatch, TransitionBatch
+from esper_ray.planning import plan_run
+from esper_ray.storage import Root
+
+SMALL = {
+    "run": "small",
+    "data": {"args": {"window": 4, "cap_bytes": 60_000}, "evaluation_samples": 16},
+    "model": {"args": {"window": 4, "embedding": 4, "hidden": 16}},
+    "seeds": {"targets": ["*.hidden"]},
+}
 
 Call = tuple[str, str, tuple[object, ...]]
 
@@ -37,9 +48,10 @@ class Recorder:
         return answer
 
 
-def batch(layer: str) -> TransitionBatch:
+def batch(layer: str) -> Stamped[TransitionBatch]:
     none = np.array([], dtype=np.int64)
-    return TransitionBatch(layer, 1, 0, *[none] * 8)  # type: ignore[arg-type]
+    body = TransitionBatch(layer, 1, 0, *[none] * 8)  # type: ignore[arg-type]
+    return Stamped(Stamp(1, 1, 1), body)
 
 
 def measured(layer: str) -> MetricsBatch:
@@ -61,6 +73,34 @@ async def test_metrics_and_batches_go_to_the_owners_of_the_layers_only() -> None
     assert applied == {"a": ([seen],), "c": ([],)}
     offers = [i for i, call in enumerate(calls) if call[1] == "offer"]
     assert max(offers) < min(i for i, call in enumerate(calls) if call[1] == "apply")
+
+
+async def test_all_receipts_of_an_owner_come_back_known_ones_too() -> None:
+    actors = [Recorder("a", [], {"offer": None, "apply": ["old of x", "new of y"]})]
+    receipts = await ActorPipeline(actors, {"x": 0, "y": 0}).apply([batch("y")], [])
+    assert list(map(str, receipts)) == ["old of x", "new of y"]
+
+
+async def test_nothing_to_apply_or_record_asks_nobody() -> None:
+    calls: list[Call] = []
+    assert await ActorPipeline([Recorder("a", calls)], {"x": 0}).apply([], []) == []
+    assert calls == []
+
+
+async def test_acknowledgement_goes_to_the_owner_and_is_not_waited_for() -> None:
+    calls: list[Call] = []
+    actors = [Recorder(name, calls, {"acknowledge": RunFailed("lost")}) for name in "ab"]
+    stamp = Stamp(1, 1, 4)
+    await ActorPipeline(actors, {"x": 0, "y": 1}).acknowledge("y", stamp)
+    assert calls == [("b", "acknowledge", ("y", stamp))]
+
+
+async def test_offer_that_fails_is_raised_before_anything_is_applied() -> None:
+    calls: list[Call] = []
+    actors = [Recorder("a", calls, {"offer": RunFailed("the layer is gone"), "apply": []})]
+    with pytest.raises(RunFailed, match="the layer is gone"):
+        await ActorPipeline(actors, {"x": 0}).apply([batch("x")], [measured("x")])
+    assert [method for _, method, _ in calls] == ["offer"]
 
 
 async def test_every_stage_saves_and_the_last_one_answers_an_evaluation() -> None:
@@ -85,6 +125,14 @@ async def test_failure_of_any_stage_is_raised() -> None:
     ]
     with pytest.raises(RunFailed, match="disk of a"):
         await ActorPipeline(actors, {}).save()
+
+
+async def test_stages_without_the_last_one_give_no_evaluation() -> None:
+    plan = plan_run(parse_config(SMALL))
+    root = Root.open("memory://without-the-last/run")
+    pipeline = LocalPipeline(plan.stages[:1], root, None, 1)
+    with pytest.raises(RuntimeError, match="the last stage computes no loss"):
+        await pipeline.evaluate(EvaluationRequest(1, "gate", 1, {}))
 
 
 # ------------------------------------------------------------------ handles

@@ -143,7 +143,7 @@ def test_foreign_file_is_noted_and_is_no_damage(cli: Command, store: Path) -> No
 
 
 def row(value: float, target: float | None) -> bench.Row:
-    return bench._row("speed", value, "ms/step", target)
+    return bench.make_row("speed", value, "ms/step", target)
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_bench_table_marks_what_is_missed(cli: Command) -> None:
     assert title.startswith("bench missed on ")
     assert "cores" in title
     assert header.split() == ["row", "value", "unit", "target", "met"]
-    assert line.split() == ["speed", "4.000", "ms/step", "<=", "3.0", "MISSED"]
+    assert line.split() == ["speed", "4.000", "ms/step", "<=", "3", "MISSED"]
 
 
 # ------------------------------------------------------------------ help
@@ -193,9 +193,10 @@ OPTIONS = {
     ("checkpoints", "list"): ["URL", "--json", "--debug"],
     ("checkpoints", "show"): ["URL", "--json", "--debug"],
     ("checkpoints", "verify"): ["URL", "--json", "--debug"],
+    ("explain",): ["RUN", "--layer", "--seed", "--json", "--debug"],
     ("bench",): ["NAME", "--json", "--strict", "--debug"],
     ("checkpoints",): ["list", "show", "verify"],
-    (): ["train", "plan", "checkpoints", "bench", "--version"],
+    (): ["train", "plan", "checkpoints", "explain", "bench", "--version"],
 }
 
 
@@ -221,7 +222,9 @@ atexit.register(lambda: print("heavy:", [name for name in heavy if name in sys.m
 """
 
 
-@pytest.mark.parametrize("words", [("--help",), ("train", "--help"), ("checkpoints", "show", "-h")])
+@pytest.mark.parametrize(
+    "words", [("--help",), ("train", "--help"), ("checkpoints", "show", "-h"), ("explain", "-h")]
+)
 def test_help_loads_nothing_heavy(command: Command, words: tuple[str, ...]) -> None:
     done = command(*words, prelude=LOADED)
     assert done.code == 0

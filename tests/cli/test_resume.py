@@ -23,6 +23,8 @@ def commit(store: Path, seq: int) -> Path:
 
 def segment(store: Path, seq: int, name: str) -> Path:
     body = json.loads(commit(store, seq).read_text())
+    if name == "log":
+        return Path(store / "log" / body["log"]["file"])
     files: dict[str, str] = {ref["name"]: ref["file"] for ref in body["segments"]}
     return store / "segments" / files[name]
 
@@ -67,7 +69,10 @@ def test_longer_run_goes_on_where_the_shorter_one_ended(
         assert resumed[key] == whole[key]
 
 
-@pytest.mark.parametrize("part", ["commit", "layer/reader.hidden/weights", "stage0/host"])
+@pytest.mark.parametrize(
+    "part",
+    ["commit", "log", "layer/reader.hidden/weights", "layer/reader.hidden/grafting", "stage0/host"],
+)
 def test_auto_falls_back_past_damage_and_stores_a_whole_checkpoint_again(
     cli: Command, store: Path, part: str
 ) -> None:

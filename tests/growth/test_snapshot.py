@@ -55,13 +55,14 @@ def copy_of(stage: Stage) -> Stage:
         (
             snapshot.host_tensors(stage),
             snapshot.state_columns(layer.state),
+            snapshot.grafting_columns(layer.state),
             snapshot.grown_tensors(layer),
             snapshot.rollback_tensors(layer),
         )
     )
     snapshot.load_host(again, stored[0])
-    snapshot.load_state_columns(layer_of(again).state, stored[1])
-    snapshot.load_rows(layer_of(again), stored[2], stored[3])
+    snapshot.load_state_columns(layer_of(again).state, stored[1], stored[2])
+    snapshot.load_rows(layer_of(again), stored[3], stored[4])
     snapshot.resume_trainers(again, stage.step)
     return again
 
@@ -94,9 +95,9 @@ def test_lesson_40_a_stored_stage_goes_on_bit_for_bit(spec: StageSpec) -> None:
                 snapshot.state_columns(layer_of(stage).state)[name],
                 snapshot.state_columns(layer_of(again).state)[name],
             )
-        np.testing.assert_array_equal(
-            one.telemetry[0].weight_drift[:2], other.telemetry[0].weight_drift[:2]
-        )
+        for name in ("seed_ids", "weight_drift", "gradient_norm"):
+            a, b = (getattr(each.telemetry[0].signals, name) for each in (one, other))
+            np.testing.assert_array_equal(a, b)
     assert differing(stage, again) == []
 
 
@@ -130,6 +131,10 @@ def test_lesson_38_stored_columns_do_not_follow_the_live_ones() -> None:
     assert not columns["transition_history"].any()
 
 
+def stored(state: ExtendedStateTensor) -> tuple[snapshot.Columns, snapshot.Columns]:
+    return snapshot.state_columns(state), snapshot.grafting_columns(state)
+
+
 def put(name: str, row: int, value: float) -> Damage:
     def damage(columns: snapshot.Columns) -> None:
         columns[name][row] = value
@@ -157,17 +162,26 @@ def test_lesson_33_impossible_columns_are_corrupt_and_change_nothing(
     state = ExtendedStateTensor(2)
     walk(state, [1], S.GRAFTING)
     before = copy.deepcopy(state.state_dict())
-    columns = snapshot.state_columns(ExtendedStateTensor(2))
+    columns, grafting = stored(ExtendedStateTensor(2))
     damage(columns)
     with pytest.raises(CorruptError, match=f"stored seed state is impossible.*{named}"):
-        snapshot.load_state_columns(state, columns)
+        snapshot.load_state_columns(state, columns, grafting)
     assert all(same_bits(before[name], value) for name, value in state.state_dict().items())
 
 
 def test_columns_of_fewer_seeds_are_corrupt() -> None:
-    columns = snapshot.state_columns(ExtendedStateTensor(3))
     with pytest.raises(CorruptError, match=r"seed ids are not 0\.\.3"):
-        snapshot.load_state_columns(ExtendedStateTensor(4), columns)
+        snapshot.load_state_columns(ExtendedStateTensor(4), *stored(ExtendedStateTensor(3)))
+
+
+def test_memory_of_grafting_must_be_that_of_the_seeds_in_grafting() -> None:
+    state = ExtendedStateTensor(3)
+    walk(state, [1], S.GRAFTING)
+    columns, grafting = stored(state)
+    none = {name: values[:0] for name, values in grafting.items()}
+    with pytest.raises(CorruptError, match="not that of the seeds in GRAFTING"):
+        snapshot.load_state_columns(ExtendedStateTensor(3), columns, none)
+    snapshot.load_state_columns(ExtendedStateTensor(3), columns, grafting)
 
 
 @pytest.mark.parametrize("ids", [[0, 0], [0, 4], [-1, 0]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from esper_ray.errors import ConfigError
 from esper_ray.grafting import GraftingSettings
 from esper_ray.layers import ChunkedKasminaLayer
 from esper_ray.lifecycle import ExtendedLifecycle as S
-from tests.builders import PATHS, move, randomise, same_bits, transitions, walk
+from tests.builders import PATHS, move, randomise, same_bits, signals, transitions, walk
 
 WIDTHS = [12, 10]  # even and ragged among four seeds
 SEEDS = 4
@@ -29,7 +30,7 @@ def host(width: int) -> nn.Module:
     return nn.Linear(6, width)
 
 
-def grown(base: nn.Module, width: int, **given: str) -> ChunkedKasminaLayer:
+def grown(base: nn.Module, width: int, **given: Any) -> ChunkedKasminaLayer:
     """A layer of four seeds with three hidden units each."""
     return ChunkedKasminaLayer(base, SEEDS, width=width, hidden=3, **given)
 
@@ -320,7 +321,7 @@ def test_alpha_follows_the_ramp_in_grafting() -> None:
     walk(layer, [1], S.GRAFTING)
     seen = []
     for _ in range(5):
-        layer.advance_epoch(torch.zeros(SEEDS), GraftingSettings(ramp_epochs=4))
+        layer.advance_epoch(signals([1]), GraftingSettings(ramp_epochs=4), epoch=0)
         seen.append(float(layer.state.alpha[1]))
         assert layer.active().tolist() == [1]
     assert seen == [0.25, 0.5, 0.75, 1.0, 1.0]
@@ -333,7 +334,7 @@ def test_lesson_18_forward_advances_nothing_and_eval_mode_cannot_advance() -> No
     assert layer.state.view().epochs_in_state.tolist() == [0] * SEEDS
     layer.eval()
     with pytest.raises(RuntimeError, match="'layer' is in eval mode"):
-        layer.advance_epoch(torch.zeros(SEEDS), GraftingSettings())
+        layer.advance_epoch(signals([]), GraftingSettings(), epoch=0)
 
 
 # ---- listening -------------------------------------------------------------------------------

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
-from esper_ray.errors import ConfigError
+from esper_ray.lifecycle import (
+    GATES,
+    RECONSTRUCTION,
+    Clause,
+    Gate,
+    GateSettings,
+    StateTransition,
+    TransitionContext,
+    gate_of,
+)
 from esper_ray.lifecycle import ExtendedLifecycle as S
-from esper_ray.lifecycle import GateSettings, StateTransition, TransitionContext
 
 Metrics = dict[str, float]
 GRAFT = (S.TRAINING, S.GRAFTING)
@@ -193,13 +202,95 @@ def test_thresholds_are_settings(move: tuple[S, S], metrics: Metrics, strict: Ga
     assert not judge(move, metrics, settings=strict)[0]
 
 
-def test_changed_thresholds_are_listed_by_name() -> None:
-    assert GateSettings().changed() == {}
-    settings = GateSettings(stability_min=0.5, cull_error_count=7)
-    assert settings.changed() == {"stability_min": 0.5, "cull_error_count": 7}
+def test_the_gate_of_training_depends_on_the_objective_and_no_other_does() -> None:
+    for move, gate in GATES.items():
+        other = gate_of(*move, "reconstruction")
+        assert gate_of(*move, "gradient_target") is gate
+        assert other is (RECONSTRUCTION if move == GRAFT else gate)
 
 
-@pytest.mark.parametrize("name", list(GateSettings.__dataclass_fields__))
-def test_lesson_26_a_threshold_that_is_not_a_number_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name}.*nan"):
-        GateSettings(**{name: math.nan})  # type: ignore[arg-type]
+def test_a_move_without_a_gate_has_none() -> None:
+    assert gate_of(S.DORMANT, S.GERMINATED, "") is None
+    assert gate_of(S.TRAINING, S.CULLED, "") is None
+
+
+def test_gates_have_names_of_their_own_and_say_what_they_ask() -> None:
+    gates = [*GATES.values(), RECONSTRUCTION]
+    assert len({gate.name for gate in gates}) == len(gates)
+    assert all(gate.about.endswith(".") for gate in gates)
+
+
+@pytest.mark.parametrize(
+    ("gate", "rules"),
+    [
+        (RECONSTRUCTION, {"reconstruction_loss": "<= 0.01"}),
+        (
+            GATES[GRAFT],
+            {
+                "local_loss": "a finite value",
+                "delta_ratio": "<= 0.5",
+                "alpha_one_loss_ratio": "<= 1.01",
+            },
+        ),
+        (GATES[BLENDED], {"alpha": "exactly 1"}),
+        (
+            GATES[HELPS],
+            {
+                "performance_delta": "a finite value",
+                "performance_delta_low": "> 0",
+                "stability_score": ">= 0.8",
+            },
+        ),
+        (
+            GATES[HARMS],
+            {
+                "performance_delta": "< -0.05",
+                "error_rate": "> 0.1",
+                "error_count": "> 5",
+                "epochs_in_state": ">= 90",
+            },
+        ),
+        (
+            GATES[KEEP],
+            {
+                "total_improvement": ">= 0.002",
+                "total_improvement_low": "> 0",
+                "final_stability": ">= 0.95",
+            },
+        ),
+    ],
+    ids=lambda value: value.name if isinstance(value, Gate) else "",
+)
+def test_a_gate_tells_what_each_number_is_compared_with(gate: Gate, rules: dict[str, str]) -> None:
+    assert gate.thresholds(GateSettings()) == rules
+
+
+def test_thresholds_are_told_as_configured() -> None:
+    settings = GateSettings(stability_min=0.5, inconclusive_epochs=12)
+    assert GATES[HELPS].thresholds(settings)["stability_score"] == ">= 0.5"
+    assert GATES[HARMS].thresholds(settings)["epochs_in_state"] == ">= 12"
+
+
+def test_one_gate_judges_a_seed_and_an_array_of_seeds() -> None:
+    values = {"alpha": np.array([1.0, 0.5, math.nan])}
+    assert GATES[BLENDED].opens(values, GateSettings()).tolist() == [True, False, False]
+    assert GATES[BLENDED].opens({"alpha": 1.0}, GateSettings()) is True
+
+
+def test_a_fallback_is_read_only_where_the_metric_was_never_given() -> None:
+    clause = Clause("low", ">", 0.0, fallback="mean")
+    assert clause.value({"mean": 2.0}) == 2.0
+    assert math.isnan(clause.value({"mean": 2.0, "low": math.nan}))
+    assert math.isnan(clause.value({}))
+
+
+def test_a_gate_names_all_that_it_may_read_that_of_shut_gates_included() -> None:
+    assert GATES[HARMS].reads >= {
+        "performance_delta",
+        "performance_delta_low",
+        "stability_score",
+        "error_rate",
+        "error_count",
+        "epochs_in_state",
+    }
+    assert all(gate.reads >= {c.metric for c in gate.clauses()} for gate in GATES.values())

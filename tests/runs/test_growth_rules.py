@@ -8,15 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from esper_ray.actors.persistence import read_state
 from esper_ray.config import RunConfig, load_config
+from esper_ray.events.log import EventKind
 from esper_ray.events.messages import EpochReport
-from esper_ray.lifecycle import BLENDED_STATES, ExtendedLifecycle
-from esper_ray.runtime import Runtime
-from esper_ray.storage import RunLog, manifest
+from esper_ray.lifecycle import ExtendedLifecycle
+from tests.runs.history import events_of, grow
 
 ConfigMaker = Callable[..., RunConfig]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "stdlib_lm.yaml"
@@ -28,24 +26,18 @@ def test_a_drift_controlled_seed_of_the_example_pauses_and_reaches_alpha_one(
 ) -> None:
     config = load_config(EXAMPLE, [f"storage.url={tmp_path}", "train.epochs=60"])
     assert config.seeds.grafting.strategy == "drift_controlled"
-    with Runtime(config, local=True) as runtime:
-        runtime.fit("never")
-        log = RunLog(runtime.root)
-        layers = list(runtime.plan.stage_of)
-    body = log.read_commit(log.lineage()[0])
-    parts = {ref.name: ref for ref in manifest.segments(body)}
-    tables = [read_state(log, parts, layer) for layer in layers]
-    paused = np.concatenate([t["pauses"] for t in tables]) >= 1
-    blended = np.concatenate([np.isin(t["lifecycle_state"], list(BLENDED_STATES)) for t in tables])
-    alpha = np.concatenate([t["alpha"] for t in tables])
-    assert (paused & blended & (alpha == 1.0)).any()
-
-
-def grow(config: RunConfig) -> list[EpochReport]:
-    reports: list[EpochReport] = []
-    with Runtime(config, local=True) as runtime:
-        runtime.fit("never", on_epoch=reports.append)
-    return reports
+    log, *_ = grow(config)
+    signals = events_of(log, EventKind.SIGNALS)
+    paused, blended = set(), set()
+    for layer, seed, drift, alpha in zip(
+        *(signals.columns[name] for name in ("layer", "seed_id", "weight_drift", "alpha")),
+        strict=True,
+    ):
+        if drift > config.seeds.grafting.drift_threshold:
+            paused.add((layer, seed))
+        if alpha == 1.0:
+            blended.add((layer, seed))
+    assert paused & blended
 
 
 def targets(reports: list[EpochReport]) -> list[str]:
@@ -55,7 +47,7 @@ def targets(reports: list[EpochReport]) -> list[str]:
 def test_a_no_op_seed_beside_a_learning_host_is_culled_in_evaluating(
     make_config: ConfigMaker,
 ) -> None:
-    reports = grow(make_config(seeds__lr=0.0, lifecycle__gates={"inconclusive_epochs": 6}))
+    _, _, reports = grow(make_config(seeds__lr=0.0, lifecycle__gates={"inconclusive_epochs": 6}))
     assert reports[-1].gate_loss < 0.8 * reports[0].gate_loss  # the host did learn
     assert "FOSSILIZED" not in targets(reports)
     assert targets(reports).count("CULLED") == 8
@@ -66,7 +58,7 @@ def test_a_no_op_seed_let_through_to_fine_tuning_is_never_fossilized(
 ) -> None:
     config = make_config(seeds__lr=0.0, lifecycle__fine_tuning_timeout=8)
     assert config.lifecycle.gates["improvement_min"] == 0.0  # the laxest threshold there is
-    reports = grow(config)
+    _, _, reports = grow(config)
     assert targets(reports).count("FINE_TUNING") == 8
     assert "FOSSILIZED" not in targets(reports)
 

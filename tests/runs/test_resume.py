@@ -15,7 +15,10 @@ import pytest
 import torch
 
 from esper_ray.actors.persistence import read_losses, read_state
-from esper_ray.storage import Root, RunLog, SegmentRef, codec, manifest
+from esper_ray.config import RunConfig
+from esper_ray.events.log import SCHEMA, EventKind
+from esper_ray.storage import Root, RunLog, codec
+from tests.runs.history import events_of, grow, newest, segments
 
 LAYERS = ("reader.hidden", "predictor.hidden")
 
@@ -45,14 +48,6 @@ def kill_while_grafting(process: subprocess.Popen[str]) -> str:
             _, rest = process.communicate(timeout=30)
             return (line + rest).splitlines()[-1]
     raise AssertionError("the run ended before a seed was in GRAFTING")
-
-
-def newest(log: RunLog) -> dict[str, Any]:
-    return log.read_commit(log.lineage()[0])
-
-
-def segments(body: dict[str, Any]) -> dict[str, SegmentRef]:
-    return {ref.name: ref for ref in manifest.segments(body)}
 
 
 def rollback_copy(log: RunLog, seq: int, layer: str, seed_id: int) -> dict[str, torch.Tensor]:
@@ -86,11 +81,21 @@ def assert_same_runs(log_a: RunLog, log_b: RunLog) -> None:
         assert_same_copies(log_a, log_b, layer, ids_a, ids_b)
         for name in state_a:
             np.testing.assert_array_equal(state_a[name], state_b[name], err_msg=name)
-    for name in ("stage0/host", "stage1/host", *(f"layer/{layer}/weights" for layer in LAYERS)):
+    grown = [f"layer/{layer}/{part}" for layer in LAYERS for part in ("weights", "grafting")]
+    for name in ("stage0/host", "stage1/host", *grown):
         assert parts_a[name].sha256 == parts_b[name].sha256, name
-    assert (
-        newest(log_a)["coordinator"]["transitions"] == newest(log_b)["coordinator"]["transitions"]
-    )
+    told_a, told_b = newest(log_a)["coordinator"], newest(log_b)["coordinator"]
+    for name in ("transitions", "states_visited", "gate_losses", "seeds", "outcomes"):
+        assert told_a[name] == told_b[name], name
+    assert_same_events(log_a, log_b)
+
+
+def assert_same_events(a: RunLog, b: RunLog) -> None:
+    """All that was done; refusals are told at commits, so they may differ, as numbers may."""
+    done = [kind for kind in EventKind if kind is not EventKind.REFUSAL]
+    events_a, events_b = events_of(a, *done).columns, events_of(b, *done).columns
+    for name in SCHEMA.keys() - {"sequence", "checkpoint_id"}:
+        np.testing.assert_array_equal(events_a[name], events_b[name], err_msg=name)
 
 
 @pytest.mark.ray
@@ -111,6 +116,26 @@ def test_a_run_killed_while_grafting_resumes_bit_for_bit(
     assert "resuming" in told
 
     assert_same_runs(RunLog(Root.open(str(tmp_path / "whole"))), log_b)
+
+
+@pytest.mark.parametrize(("strategy", "mode"), [("adaptive", "fixed"), ("linear", "performance")])
+def test_a_run_cut_while_strategies_remember_the_past_resumes_bit_for_bit(
+    make_config: Callable[..., RunConfig], strategy: str, mode: str
+) -> None:
+    selection = {"mode": mode, "improving_delta": 1e-4, "improving_epochs": 1, "cooldown_epochs": 2}
+    grafting = {
+        "strategy": strategy,
+        "ramp_epochs": 6,
+        "drift_threshold": 0.0145,
+        "adaptive_drift": 0.015,
+        "pause_epochs": 2,
+        "selection": selection,
+    }
+    whole, *_ = grow(make_config("whole", seeds__grafting=grafting))
+    cut, *_ = grow(make_config("cut", seeds__grafting=grafting, train__epochs=10))
+    assert segments(newest(cut))[f"layer/{LAYERS[0]}/grafting"].rows > 0
+    grow(make_config("cut", seeds__grafting=grafting), "auto")
+    assert_same_runs(whole, cut)
 
 
 def kill_after(process: subprocess.Popen[str], epoch: int) -> None:

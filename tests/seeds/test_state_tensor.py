@@ -1,274 +1,38 @@
-"""The one writer of seed state, against a slow model that writes row by row."""
+"""The one writer of seed state, case by case."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from esper_ray.events import TransitionBatch
+from esper_ray.grafting import GraftingSettings
+from esper_ray.lifecycle import TERMINAL_STATES, Cause, Refusal, StateTransition
 from esper_ray.lifecycle import ExtendedLifecycle as S
-from esper_ray.lifecycle import StateTransition
-from esper_ray.seeds import ExtendedStateTensor, Refusal
-from tests.builders import PATHS, metrics, same_bits, transitions, walk
+from esper_ray.seeds import ExtendedStateTensor
+from tests.builders import PATHS, metrics, same_bits, signals, transitions, walk
+from tests.seeds.histories import Mode, history_of, same_state
 
-SEEDS = 4
-Mode = Literal["all", "report"]
-
-
-@dataclass
-class Row:
-    """One seed of the slow model."""
-
-    state: int = 0
-    generation: int = 0
-    blueprint: int = -1
-    epochs: int = 0
-    strategy: int = 0
-    parent: int = -1
-    checkpoint: int = -1
-    score: int = 0
-    errors: int = 0
-    alpha: float = 0.0
-    pause: int = 0
-    history: list[tuple[int, int]] = field(default_factory=list)
-    """Every entry ever made, oldest first."""
+LINEAR = GraftingSettings(ramp_epochs=4)
+RENEWABLE = (S.CULLED, S.CANCELLED, S.ROLLED_BACK)
 
 
-@dataclass(frozen=True)
-class Move:
-    """One row of a transition batch."""
-
-    seed_id: int
-    expected: int
-    generation: int
-    target: int
-    cause: int
-    blueprint: int
-    strategy: int
-    checkpoint: int
-
-
-def legal(source: int, target: int) -> bool:
-    known = set(map(int, S))
-    return {source, target} <= known and S(target) in StateTransition.VALID_TRANSITIONS[S(source)]
-
-
-def refusal(row: Row, move: Move) -> Refusal:
-    if row.generation != move.generation:
-        return Refusal.STALE_GENERATION
-    if row.state != move.expected:
-        return Refusal.STALE_STATE
-    return Refusal.NONE if legal(move.expected, move.target) else Refusal.NOT_IN_TABLE
-
-
-def apply_one(row: Row, move: Move, epoch: int) -> Row:
-    freed = move.target in (S.CULLED, S.CANCELLED)
-    blueprint = move.blueprint if move.blueprint >= 0 else row.blueprint
-    entry = (row.state | move.target << 8 | move.cause << 16, epoch)
-    return replace(
-        row,
-        state=move.target,
-        epochs=0,
-        parent=row.state,
-        blueprint=-1 if freed else blueprint,
-        strategy=move.strategy if move.strategy >= 0 else row.strategy,
-        checkpoint=move.checkpoint if move.checkpoint >= 0 else row.checkpoint,
-        alpha=1.0 if S.STABILIZATION <= move.target <= S.FOSSILIZED else 0.0,
-        pause=0,
-        history=[*row.history, entry],
-    )
-
-
-def model_of(rows: list[Row]) -> ExtendedStateTensor:
-    """The tensor that holds `rows`."""
-    state = ExtendedStateTensor(len(rows))
-    for i, row in enumerate(rows):
-        state.columns[:, i] = torch.tensor(
-            [
-                row.state,
-                row.blueprint,
-                row.epochs,
-                row.strategy,
-                row.parent,
-                row.checkpoint,
-                row.score,
-                row.errors,
-            ]
-        )
-        state.generation[i], state.alpha[i], state.pause[i] = row.generation, row.alpha, row.pause
-        state.transition_count[i] = len(row.history)
-        for number, entry in enumerate(row.history):
-            state.transition_history[i, number % 10] = torch.tensor(entry)
-    state.changed()
+def one_of_each() -> ExtendedStateTensor:
+    """Seed i in state i."""
+    state = ExtendedStateTensor(len(S))
+    for code in S:
+        walk(state, [int(code)], code)
     return state
 
 
-def rows_of(state: ExtendedStateTensor) -> list[list[float]]:
-    return [
-        [*column, generation, alpha, pause]
-        for column, generation, alpha, pause in zip(
-            state.state_tensor.tolist(),
-            state.generation.tolist(),
-            state.alpha.tolist(),
-            state.pause.tolist(),
-            strict=True,
-        )
-    ]
+def advance(state: ExtendedStateTensor, settings: GraftingSettings = LINEAR) -> None:
+    state.advance(signals(state.grafting.seed_ids.tolist()), settings)
 
 
-def history_of(state: ExtendedStateTensor, seed_id: int) -> list[tuple[int, ...]]:
-    """Valid entries of one seed, oldest first."""
-    count = int(state.transition_count[seed_id])
-    slots = [slot % 10 for slot in range(max(0, count - 10), count)]
-    return [tuple(state.transition_history[seed_id, slot].tolist()) for slot in slots]
-
-
-small = st.integers(0, 3)
-codes = st.sampled_from([int(s) for s in S])
-rows = st.lists(
-    st.builds(
-        Row,
-        state=codes,
-        generation=small,
-        blueprint=st.integers(-1, 3),
-        epochs=st.integers(0, 400),
-        strategy=small,
-        parent=st.integers(-1, 10),
-        checkpoint=st.integers(-1, 99),
-        score=st.integers(-2000, 2000),
-        errors=small,
-        alpha=st.sampled_from([0.0, 0.25, 1.0]),
-        pause=st.integers(0, 10),
-        history=st.integers(0, 13).map(lambda n: [(1000 + i, i) for i in range(n)]),
-    ),
-    min_size=SEEDS,
-    max_size=SEEDS,
-)
-
-
-@st.composite
-def moves(draw: st.DrawFn, rows: list[Row]) -> list[Move]:
-    """Moves of distinct seeds, most of them current and legal."""
-    made = []
-    for seed_id in draw(st.lists(st.integers(0, SEEDS - 1), unique=True)):
-        row = rows[seed_id]
-        ways = [int(t) for t in StateTransition.VALID_TRANSITIONS[S(row.state)]]
-        made.append(
-            Move(
-                seed_id,
-                expected=draw(st.sampled_from([row.state] * 5 + [0, 2, 10])),
-                generation=draw(st.sampled_from([row.generation] * 5 + [0, 1])),
-                target=draw(st.sampled_from(ways * 3 + list(map(int, S)) + [-1, 11, 99])),
-                cause=draw(small),
-                blueprint=draw(st.integers(-1, 3)),
-                strategy=draw(st.integers(-1, 3)),
-                checkpoint=draw(st.integers(-1, 99)),
-            )
-        )
-    return made
-
-
-def batch_of(made: list[Move], epoch: int) -> TransitionBatch:
-    return transitions(
-        [m.seed_id for m in made],
-        [m.expected for m in made],
-        [m.target for m in made],
-        generation=[m.generation for m in made],
-        cause=[m.cause for m in made],
-        blueprint_id=[m.blueprint for m in made],
-        strategy=[m.strategy for m in made],
-        checkpoint_id=[m.checkpoint for m in made],
-        epoch=epoch,
-    )
-
-
-@settings(max_examples=100, deadline=None)
-@given(data=st.data(), before=rows, mode=st.sampled_from(["all", "report"]))
-def test_lesson_20_a_batch_writes_what_the_slow_model_writes(
-    data: st.DataObject, before: list[Row], mode: Mode
-) -> None:
-    made = data.draw(moves(before))
-    state = model_of(before)
-    applied, reason = state.compare_and_set(batch_of(made, epoch=7), mode)
-
-    refusals = [refusal(before[m.seed_id], m) for m in made]
-    if mode == "all" and any(refusals):
-        refusals = [r or Refusal.BATCH_REFUSED for r in refusals]
-    after = list(before)
-    for move, refused in zip(made, refusals, strict=True):
-        if not refused:
-            after[move.seed_id] = apply_one(before[move.seed_id], move, epoch=7)
-    assert reason.tolist() == refusals
-    assert applied.tolist() == [not r for r in refusals]
-    assert rows_of(state) == rows_of(model_of(after))
-    assert [history_of(state, i) for i in range(SEEDS)] == [row.history[-10:] for row in after]
-    assert state.view().state.tolist() == [row.state for row in after]
-
-
-@pytest.mark.parametrize("target", [-1, -11, 11, 99])
-@pytest.mark.parametrize("source", [S.GRAFTING, S.DORMANT, S.CULLED])
-def test_lesson_19_no_seed_takes_a_state_that_does_not_exist(source: S, target: int) -> None:
-    state = ExtendedStateTensor(2)
-    walk(state, [1], source)
-    before = rows_of(state)
-    applied, reason = state.compare_and_set(transitions([1], source, [target]))
-    assert (applied.tolist(), reason.tolist()) == ([False], [Refusal.NOT_IN_TABLE])
-    assert rows_of(state) == before
-
-
-@pytest.mark.parametrize("source", [-1, 11, 99])
-def test_lesson_19_no_seed_is_expected_in_a_state_that_does_not_exist(source: int) -> None:
-    state = ExtendedStateTensor(1)
-    applied, reason = state.compare_and_set(transitions([0], [source], S.GERMINATED))
-    assert (applied.tolist(), reason.tolist()) == ([False], [Refusal.STALE_STATE])
-
-
-@pytest.mark.parametrize("source", list(S))
-@pytest.mark.parametrize("target", list(S))
-def test_lesson_17_tensor_and_table_agree_on_every_pair(source: S, target: S) -> None:
-    state = ExtendedStateTensor(1)
-    walk(state, [0], source)
-    applied, _ = state.compare_and_set(transitions([0], source, target))
-    assert applied.tolist() == [target in StateTransition.VALID_TRANSITIONS[source]]
-
-
-def test_lesson_21_repeated_ids_are_refused_and_change_nothing() -> None:
-    state = ExtendedStateTensor(4)
-    before = copy.deepcopy(state.state_dict())
-    with pytest.raises(ValueError, match=r"seed ids repeat in one batch: \[1, 2, 2\]"):
-        state.compare_and_set(transitions([2, 1, 2], S.DORMANT, S.GERMINATED))
-    assert all(same_bits(before[name], value) for name, value in state.state_dict().items())
-
-
-@pytest.mark.parametrize("unknown", [-1, 4])
-def test_lesson_12_unknown_ids_are_refused_and_change_nothing(unknown: int) -> None:
-    state = ExtendedStateTensor(4)
-    before = copy.deepcopy(state.state_dict())
-    with pytest.raises(IndexError, match=rf"\[0, {unknown}\] are not all in 0..3"):
-        state.compare_and_set(transitions([0, unknown], S.DORMANT, S.GERMINATED))
-    with pytest.raises(IndexError, match=rf"\[0, {unknown}\] are not all in 0..3"):
-        state.record(metrics([0, unknown], score=[1.0, 1.0]))
-    assert all(same_bits(before[name], value) for name, value in state.state_dict().items())
-
-
-def test_lesson_21_metrics_of_repeated_ids_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"seed ids repeat in one batch: \[1, 1\]"):
-        ExtendedStateTensor(4).record(metrics([1, 1]))
-
-
-def test_an_empty_batch_changes_nothing() -> None:
-    state = ExtendedStateTensor(2)
-    applied, reason = state.compare_and_set(transitions([], [], []), mode="all")
-    assert (len(applied), len(reason)) == (0, 0)
-    assert state.view().state.tolist() == [0, 0]
+# ---- which rows are applied ------------------------------------------------------------------
 
 
 def test_seeds_are_born_dormant_with_no_blueprint_parent_or_checkpoint() -> None:
@@ -277,67 +41,132 @@ def test_seeds_are_born_dormant_with_no_blueprint_parent_or_checkpoint() -> None
     assert state.state_tensor.dtype == torch.int32
     rest = (state.alpha, state.transition_count, state.metrics_valid, state.generation)
     assert not any(column.any() for column in rest)
+    assert len(state.grafting) == 0
 
 
-def test_the_transition_count_wraps_without_losing_the_ring_cursor() -> None:
+def test_the_documents_layouts_are_views() -> None:
+    state = ExtendedStateTensor(3)
+    shapes = (state.state_tensor, state.transition_history, state.performance_metrics)
+    assert [tuple(view.shape) for view in shapes] == [(3, 8), (3, 10, 2), (3, 4)]
+    stored = (state.columns, state.history, state.metrics)
+    for view, buffer in zip(shapes, stored, strict=True):
+        assert view.data_ptr() == buffer.data_ptr()
+
+
+@pytest.mark.parametrize("target", [-1, -11, 11, 99])
+@pytest.mark.parametrize("source", [S.GRAFTING, S.DORMANT, S.CULLED])
+def test_lesson_19_no_seed_takes_a_state_that_does_not_exist(source: S, target: int) -> None:
+    state = ExtendedStateTensor(2)
+    walk(state, [1], source)
+    before = copy.deepcopy(state)
+    applied, reason = state.compare_and_set(transitions([1], source, [target]))
+    assert (applied.tolist(), reason.tolist()) == ([False], [Refusal.UNKNOWN_STATE])
+    assert same_state(state, before)
+
+
+@pytest.mark.parametrize("source", [-1, 11, 99])
+def test_lesson_19_no_seed_is_expected_in_a_state_that_does_not_exist(source: int) -> None:
+    applied, reason = ExtendedStateTensor(1).compare_and_set(
+        transitions([0], [source], S.GERMINATED)
+    )
+    assert (applied.tolist(), reason.tolist()) == ([False], [Refusal.STALE_STATE])
+
+
+@pytest.mark.parametrize("source", list(S))
+@pytest.mark.parametrize("target", list(S))
+def test_lesson_17_tensor_and_table_agree_on_every_pair(source: S, target: S) -> None:
     state = ExtendedStateTensor(1)
-    for epoch in range(100):
-        if epoch == 20:
-            state.transition_count[0] += 32_700  # whole rings, close to what int16 holds
-        state.columns[state.LIFECYCLE_STATE] = S.DORMANT
-        state.changed()
-        state.compare_and_set(transitions([0], S.DORMANT, S.GERMINATED, epoch=epoch))
-        if epoch >= 10:
-            assert int(state.transition_count) >= 10
-            assert [e for _, e in history_of(state, 0)] == list(range(epoch - 9, epoch + 1))
+    walk(state, [0], source)
+    _, reason = state.compare_and_set(transitions([0], source, target))
+    if target in StateTransition.VALID_TRANSITIONS[source]:
+        assert reason.tolist() == [Refusal.NONE]
+    elif source in TERMINAL_STATES:
+        assert reason.tolist() == [Refusal.TERMINAL]
+    else:
+        assert reason.tolist() == [Refusal.NOT_IN_TABLE]
+
+
+def test_lesson_21_all_rows_of_a_repeated_id_are_refused_and_the_others_applied() -> None:
+    state = ExtendedStateTensor(4)
+    batch = transitions([2, 1, 2, 3, 2], S.DORMANT, S.GERMINATED)
+    applied, reason = state.compare_and_set(batch)
+    twice = Refusal.DUPLICATE_SEED
+    assert reason.tolist() == [twice, Refusal.NONE, twice, Refusal.NONE, twice]
+    assert applied.tolist() == [False, True, False, True, False]
+    assert state.lifecycle_state.tolist() == [0, 1, 0, 1]
+    assert [len(history_of(state, i)) for i in range(4)] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("unknown", [-1, -4, 4, 2**40, -(2**63)])
+def test_lesson_12_unknown_ids_are_refused_and_the_others_applied(unknown: int) -> None:
+    state = ExtendedStateTensor(4)
+    _, reason = state.compare_and_set(transitions([0, unknown], S.DORMANT, S.GERMINATED))
+    assert reason.tolist() == [Refusal.NONE, Refusal.UNKNOWN_SEED]
+    refused = state.record(metrics([unknown, 2], [[1, 1, 1, 1]] * 2, valid=[1, 1], score=[1, 1]))
+    assert refused.tolist() == [Refusal.UNKNOWN_SEED, Refusal.NONE]
+    assert state.lifecycle_state.tolist() == [1, 0, 0, 0]
+    assert state.columns[state.EVALUATION_SCORE].tolist() == [0, 0, 1000, 0]
+    assert state.metrics_valid.tolist() == [0, 0, 1, 0]
+
+
+def test_one_refused_row_holds_back_a_batch_of_mode_all() -> None:
+    state = ExtendedStateTensor(3)
+    before = copy.deepcopy(state)
+    batch = transitions([0, 1, 2], S.DORMANT, [S.GERMINATED, S.TRAINING, S.GERMINATED])
+    applied, reason = state.compare_and_set(batch, mode="all")
+    back = Refusal.BATCH_REFUSED
+    assert not applied.any()
+    assert reason.tolist() == [back, Refusal.NOT_IN_TABLE, back]
+    assert same_state(state, before)
+
+
+@pytest.mark.parametrize("mode", ["all", "report"])
+def test_an_empty_batch_changes_nothing(mode: Mode) -> None:
+    state = ExtendedStateTensor(2)
+    applied, reason = state.compare_and_set(transitions([], [], []), mode=mode)
+    assert (len(applied), len(reason)) == (0, 0)
+    assert len(state.record(metrics([]))) == 0
+    assert same_state(state, ExtendedStateTensor(2))
+
+
+@pytest.mark.parametrize("strategy", [5, 99, -2])
+def test_a_strategy_that_nobody_registered_is_refused(strategy: int) -> None:
+    state = ExtendedStateTensor(1)
+    _, reason = state.compare_and_set(transitions([0], S.DORMANT, S.GERMINATED, strategy=strategy))
+    assert reason.tolist() == [Refusal.UNKNOWN_STRATEGY]
 
 
 def test_a_seed_is_a_row_of_its_own() -> None:
     state = ExtendedStateTensor(3)
-    before = rows_of(state)
+    before = state.state_tensor.tolist()
     walk(state, [1], S.GRAFTING)
-    after = rows_of(state)
+    after = state.state_tensor.tolist()
     assert (after[0], after[2]) == (before[0], before[2])
     assert after[1] != before[1]
 
 
-# ---- advance ---------------------------------------------------------------------------------
+def test_the_first_reason_is_the_one_that_is_named() -> None:
+    state = ExtendedStateTensor(2)
+    batch = transitions([0, 0, 1, 1], [7, 7, 7, 7], [99] * 4, generation=5, strategy=88)
+    assert set(state.compare_and_set(batch)[1].tolist()) == {Refusal.DUPLICATE_SEED}
+    batch = batch.take(np.array([0, 2]))
+    assert state.compare_and_set(batch)[1].tolist() == [Refusal.STALE_GENERATION] * 2
+    batch.expected_generation[:] = 0
+    assert state.compare_and_set(batch)[1].tolist() == [Refusal.STALE_STATE] * 2
+    batch.expected_state[:] = 0
+    assert state.compare_and_set(batch)[1].tolist() == [Refusal.UNKNOWN_STATE] * 2
 
 
-def test_lesson_18_epochs_advance_in_every_state_that_is_not_terminal() -> None:
-    state = ExtendedStateTensor(len(S))
-    for code in S:
-        walk(state, [int(code)], code)
-    advance(state)
-    advance(state)
-    expected = [2] * 7 + [0] * 4
-    assert state.state_tensor[:, state.EPOCHS_IN_STATE].tolist() == expected
-    assert state.view().epochs_in_state.tolist() == expected
+# ---- what a transition writes ----------------------------------------------------------------
 
 
-def advance(state: ExtendedStateTensor, alpha: float = 0.5) -> None:
-    count = state.num_seeds
-    shorts = torch.ones(count, dtype=torch.int16)
-    state.advance(torch.full((count,), alpha), shorts * 3, shorts * 2)
-
-
-def test_only_grafting_seeds_take_a_new_alpha() -> None:
-    state = ExtendedStateTensor(len(S))
-    for code in S:
-        walk(state, [int(code)], code)
-    advance(state, alpha=0.5)
-    assert state.alpha.tolist() == [0, 0, 0, 0.5, 1, 1, 1, 1, 0, 0, 0]
-    assert state.view().alpha.tolist() == state.alpha.tolist()
-    assert state.pause.tolist() == [3 * (code == S.GRAFTING) for code in S]
-    assert state.pauses.tolist() == [2 * (code == S.GRAFTING) for code in S]
-
-
-def test_epochs_in_state_saturate() -> None:
+@pytest.mark.parametrize("goal", [state for state in S if state is not S.DORMANT])
+def test_a_transition_remembers_the_state_before_it(goal: S) -> None:
     state = ExtendedStateTensor(1)
-    state.columns[state.EPOCHS_IN_STATE] = 2**31 - 2
-    for _ in range(3):
-        advance(state)
-    assert int(state.columns[state.EPOCHS_IN_STATE]) == 2**31 - 1
+    walk(state, [0], goal)
+    assert int(state.columns[state.PARENT_STATE]) == PATHS[goal][-2]
+    moves = [(word & 0xFF, word >> 8 & 0xFF) for word, _ in history_of(state, 0)]
+    assert moves == list(pairwise(PATHS[goal]))
 
 
 @pytest.mark.parametrize("goal", list(S))
@@ -348,108 +177,164 @@ def test_lesson_02_alpha_is_one_exactly_from_stabilization_to_fossilized(goal: S
     assert state.alpha.tolist() == [1.0 if S.STABILIZATION <= goal <= S.FOSSILIZED else 0.0]
 
 
-# ---- errors and metrics ----------------------------------------------------------------------
-
-
-def test_errors_are_counted_per_row_and_seen_at_once() -> None:
-    state = ExtendedStateTensor(3)
-    assert state.view().error_count.tolist() == [0, 0, 0]
-    state.count_errors(torch.tensor([True, False, True]))
-    state.count_errors(torch.tensor([True, False, False]))
-    assert state.view().error_count.tolist() == [2, 0, 1]
-
-
-SCORES = [
-    (0.65, 650),
-    (-0.65, -650),
-    (0.0005, 1),
-    (-0.0005, -1),
-    (0.00049, 0),
-    (-0.00049, 0),
-    (0.0625, 63),
-    (-0.0625, -63),
-    (0.0, 0),
-    (-0.0, 0),
-    (1.2344, 1234),
-    (3e38, 2**31 - 1),
-    (-3e38, -(2**31)),
-]
-
-
-@pytest.mark.parametrize(("score", "stored"), SCORES)
-def test_scores_are_rounded_half_away_from_zero_and_saturate(score: float, stored: int) -> None:
-    state = ExtendedStateTensor(2)
-    state.record(metrics([1], score=[score]))
-    assert state.state_tensor[:, state.EVALUATION_SCORE].tolist() == [0, stored]
-
-
-@pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])
-def test_a_score_that_is_not_a_number_leaves_the_old_one(score: float) -> None:
+@pytest.mark.parametrize("goal", list(S))
+def test_a_seed_that_grows_nothing_has_no_blueprint(goal: S) -> None:
     state = ExtendedStateTensor(1)
-    state.record(metrics([0], score=[0.25]))
-    state.record(metrics([0], score=[score]))
-    assert int(state.columns[state.EVALUATION_SCORE]) == 250
+    walk(state, [0], goal)
+    kept = goal not in (S.DORMANT, S.CULLED, S.CANCELLED)
+    assert int(state.columns[state.BLUEPRINT_ID]) == (0 if kept else -1)
 
 
-def test_lesson_26_an_unmeasured_metric_is_not_stored_as_zero() -> None:
+def test_the_transition_count_wraps_without_losing_the_ring_cursor() -> None:
+    state = ExtendedStateTensor(1)
+    for epoch in range(100):
+        if epoch == 20:
+            state.transition_count[0] += 32_700  # whole rings, close to what int16 holds
+        state.columns[state.LIFECYCLE_STATE] = S.DORMANT
+        state.changed()
+        state.compare_and_set(transitions([0], S.DORMANT, S.GERMINATED, epoch=epoch))
+        assert state.last_change().tolist() == [epoch]
+        if epoch >= 10:
+            assert int(state.transition_count) >= 10
+            assert [e for _, e in history_of(state, 0)] == list(range(epoch - 9, epoch + 1))
+    assert int(state.transition_count) < 100
+
+
+def test_the_last_change_of_a_seed_that_never_changed_is_none() -> None:
     state = ExtendedStateTensor(3)
-    state.record(metrics([2, 0], [[1, 2, 3, 4], [5, 6, 7, 8]], valid=[0b0101, 0b1111]))
-    state.record(metrics([2], [[9, 9, 9, 9]], valid=[0b0010]))
-    assert state.performance_metrics.tolist() == [[5, 6, 7, 8], [0, 0, 0, 0], [1, 9, 3, 0]]
-    assert state.metrics_valid.tolist() == [0b1111, 0, 0b0111]
+    state.compare_and_set(transitions([1], S.DORMANT, S.GERMINATED, epoch=6))
+    assert state.last_change().tolist() == [-1, 6, -1]
+    assert state.last_change(np.array([2, 1])).tolist() == [-1, 6]
 
 
-# ---- copies ----------------------------------------------------------------------------------
+# ---- replanting ------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
-@given(before=rows)
-def test_lesson_38_a_state_dict_holds_everything(before: list[Row]) -> None:
-    state, other = model_of(before), ExtendedStateTensor(SEEDS)
+@pytest.mark.parametrize("source", list(S))
+def test_terminal_seeds_but_fossilized_ones_can_be_replanted(source: S) -> None:
+    state = ExtendedStateTensor(1)
+    walk(state, [0], source)
+    batch = transitions([0], source, S.DORMANT, cause=Cause.REPLANT)
+    _, reason = state.compare_and_set(batch)
+    expected = Refusal.NONE if source in RENEWABLE else Refusal.NOT_IN_TABLE
+    assert reason.tolist() == [expected]
+    assert int(state.generation) == (source in RENEWABLE)
+
+
+@pytest.mark.parametrize("source", RENEWABLE)
+def test_lesson_25_a_replanted_seed_is_newborn_but_for_generation_and_history(source: S) -> None:
+    state, newborn = ExtendedStateTensor(1), ExtendedStateTensor(1)
+    walk(state, [0], source)
+    state.count_errors(torch.tensor([True]))
     state.record(metrics([0], [[1, 2, 3, 4]], valid=[15], score=[0.5]))
-    other.view()
-    other.load_state_dict(state.state_dict())
-    names = [name for name, _ in state.named_buffers()]
-    assert all(same_bits(state.get_buffer(n), other.get_buffer(n)) for n in names)
-    assert other.view().state.tolist() == [row.state for row in before]
+    before = history_of(state, 0)
+    state.compare_and_set(transitions([0], source, S.DORMANT, cause=Cause.REPLANT, epoch=9))
+    word = source | S.DORMANT << 8 | Cause.REPLANT << 16
+    assert history_of(state, 0) == [*before, (word, 9)]
+    assert state.generation.tolist() == [1]
+    for name in ("columns", "metrics", "metrics_valid", "alpha"):
+        assert same_bits(state.get_buffer(name), newborn.get_buffer(name))
 
 
-def test_lesson_14_a_loaded_state_is_the_one_that_transitions_meet() -> None:
-    state, trained = ExtendedStateTensor(1), ExtendedStateTensor(1)
-    walk(trained, [0], S.TRAINING)
-    state.view()
-    state.load_state_dict(trained.state_dict())
-    applied, _ = state.compare_and_set(transitions([0], S.TRAINING, S.GRAFTING))
-    assert applied.tolist() == [True]
-
-
-def test_a_deep_copy_lives_apart() -> None:
+def test_only_the_cause_makes_the_way_back_to_dormant_a_new_generation() -> None:
     state = ExtendedStateTensor(2)
-    walk(state, [0], S.TRAINING)
-    twin = copy.deepcopy(state)
-    walk(state, [1], S.TRAINING)
-    assert twin.view().state.tolist() == [2, 0]
-    assert state.view().state.tolist() == [2, 2]
+    walk(state, [0, 1], S.CANCELLED)
+    batch = transitions([0, 1], S.CANCELLED, [S.DORMANT, S.GERMINATED], cause=[1, Cause.REPLANT])
+    assert state.compare_and_set(batch)[1].tolist() == [Refusal.TERMINAL] * 2
 
 
-def test_lesson_38_moving_a_state_keeps_it() -> None:
-    state = ExtendedStateTensor(2)
-    walk(state, [1], S.STABILIZATION)
-    before = rows_of(state)
-    state.to("cpu").to(torch.float64)
-    assert rows_of(state) == before
-    assert state.to("meta").columns.device.type == "meta"
+def test_a_request_of_the_generation_before_is_refused() -> None:
+    state = ExtendedStateTensor(1)
+    walk(state, [0], S.CANCELLED)
+    state.compare_and_set(transitions([0], S.CANCELLED, S.DORMANT, cause=Cause.REPLANT))
+    late = transitions([0], S.DORMANT, S.GERMINATED)
+    assert state.compare_and_set(late)[1].tolist() == [Refusal.STALE_GENERATION]
+    late.expected_generation[:] = 1
+    assert state.compare_and_set(late)[1].tolist() == [Refusal.NONE]
 
 
-def test_the_host_copy_does_not_change_under_its_reader() -> None:
-    state = ExtendedStateTensor(2)
-    seen = state.view()
-    walk(state, [1], S.TRAINING)
-    assert seen.state.tolist() == [0, 0]
-    assert state.view().rows(S.TRAINING, S.DORMANT).tolist() == [0, 1]
-    assert state.view().rows(S.TRAINING).tolist() == [1]
+def test_the_last_generation_is_not_followed_by_a_negative_one() -> None:
+    state = ExtendedStateTensor(1)
+    walk(state, [0], S.CANCELLED)
+    state.generation.fill_(2**15 - 2)
+    state.changed()
+    for generation, expected in ((2**15 - 2, Refusal.NONE), (2**15 - 1, 15)):
+        again = transitions([0], S.CANCELLED, S.DORMANT, generation=generation, cause=4)
+        assert state.compare_and_set(again)[1].tolist() == [expected]
+        for source, target in pairwise(PATHS[S.CANCELLED]):
+            state.compare_and_set(transitions([0], source, target, generation=2**15 - 1))
+    assert state.generation.tolist() == [2**15 - 1]
 
 
-def test_a_seed_costs_less_than_150_bytes() -> None:
-    state = ExtendedStateTensor(1_000)
-    assert sum(b.nbytes for b in state.state_dict().values()) / 1_000 < 150
+# ---- epochs ----------------------------------------------------------------------------------
+
+
+def test_lesson_18_epochs_advance_in_every_state_that_is_not_terminal() -> None:
+    state = one_of_each()
+    advance(state)
+    advance(state)
+    expected = [2] * 7 + [0] * 4
+    assert state.state_tensor[:, state.EPOCHS_IN_STATE].tolist() == expected
+    assert state.view().epochs_in_state.tolist() == expected
+
+
+def test_only_grafting_seeds_take_a_new_alpha() -> None:
+    state = one_of_each()
+    advance(state)
+    assert state.alpha.tolist() == [0, 0, 0, 0.25, 1, 1, 1, 1, 0, 0, 0]
+    assert state.view().alpha.tolist() == state.alpha.tolist()
+
+
+def test_epochs_in_state_saturate() -> None:
+    state = ExtendedStateTensor(1)
+    state.columns[state.EPOCHS_IN_STATE] = 2**31 - 2
+    for _ in range(3):
+        advance(state)
+    assert int(state.columns[state.EPOCHS_IN_STATE]) == 2**31 - 1
+
+
+@pytest.mark.parametrize("ids", [[], [3], [3, 2], [2, 3, 4], [2, 2]])
+def test_signals_of_other_seeds_are_refused_and_change_nothing(ids: list[int]) -> None:
+    state = ExtendedStateTensor(5)
+    walk(state, [2, 3], S.GRAFTING)
+    before = copy.deepcopy(state)
+    with pytest.raises(ValueError, match="not those of the seeds in GRAFTING"):
+        state.advance(signals(ids), LINEAR)
+    assert same_state(state, before)
+
+
+def test_lesson_25_each_strategy_gives_an_alpha_of_its_own() -> None:
+    state = ExtendedStateTensor(5)
+    for seed_id in range(5):
+        batch = transitions([seed_id], S.DORMANT, S.GERMINATED, strategy=seed_id)
+        state.compare_and_set(batch)
+    for source, target in ((S.GERMINATED, S.TRAINING), (S.TRAINING, S.GRAFTING)):
+        state.compare_and_set(transitions(range(5), source, target))
+    settings = GraftingSettings(ramp_epochs=10, check_every=1, pause_epochs=1)
+    traces = []
+    for drift in (0.006, 0.0, 0.02, 0.0):
+        seen = signals(
+            range(5),
+            weight_drift=drift,
+            performance_delta=0.03,
+            loss_variance=1.0,
+            gradient_norm=1.0,
+            accuracy_variance=0.0,
+        )
+        state.advance(seen, settings)
+        traces.append(state.alpha.tolist())
+    assert len(set(zip(*traces, strict=True))) == 5
+
+
+def test_lesson_25_a_seed_that_grafts_again_remembers_nothing() -> None:
+    state = ExtendedStateTensor(1)
+    walk(state, [0], S.GRAFTING)
+    state.record(metrics([0], score=[0.5]))
+    state.grafting["pause"][:] = 7
+    state.compare_and_set(transitions([0], S.GRAFTING, S.ROLLED_BACK))
+    assert len(state.grafting) == 0
+    state.compare_and_set(transitions([0], S.ROLLED_BACK, S.DORMANT, cause=Cause.REPLANT))
+    for source, target in pairwise(PATHS[S.GRAFTING]):
+        state.compare_and_set(transitions([0], source, target, generation=1))
+    assert state.grafting["pause"].tolist() == [0]
+    assert np.isnan(state.grafting["performance_delta"]).all()

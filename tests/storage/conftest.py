@@ -23,7 +23,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
 
 @pytest.fixture
 def local_log(tmp_path: Path) -> RunLog:
-    """Two commits of a fresh start, sharing one segment."""
+    """Two commits of a fresh start, sharing one segment, each with its part of the event log."""
     log = RunLog(Root.open(str(tmp_path / "run")))
     log.open_epoch(None)
     store(log, seq=1, step=10)
@@ -35,7 +35,8 @@ def store(log: RunLog, seq: int, step: int) -> None:
     shared = log.put_segment("stage0/host", encode_tensors({"w": torch.ones(4)}), "safetensors")
     table = encode_table({"step": np.full(3, step, np.int32)})
     state = log.put_segment("layer/first.hidden/state", table, "arrow", rows=3)
-    log.commit(seq, {"step": step, "epoch": seq}, [shared, state])
+    part = log.put_log(seq, f"events to step {step}".encode(), rows=2)
+    log.commit(seq, {"step": step, "epoch": seq}, [shared, state], part)
 
 
 @pytest.fixture

@@ -191,13 +191,13 @@ def test_damaged_run_record_is_an_error_not_an_empty_run(
 def test_every_flipped_byte_of_every_object_is_found(local_log: RunLog, local_folder: Path) -> None:
     manager = CheckpointManager(local_log)
     files = sorted(path for path in local_folder.rglob("*") if path.is_file())
-    assert len(files) == 1 + 1 + 2 + 3
+    assert len(files) == 1 + 1 + 2 + 3 + 2
     for path in files:
         name, whole = str(path.relative_to(local_folder)), path.read_bytes()
         for at in [*range(0, len(whole), max(1, len(whole) // 8)), len(whole) - 1]:
             flip(path, at)
             assert name in damage(manager), (name, at)
-            if name.startswith(("segments", "commits")):
+            if name.startswith(("segments", "commits", "log")):
                 check_refused(manager, name)
             path.write_bytes(whole)
     assert manager.verify() == []
@@ -211,7 +211,7 @@ def check_refused(manager: CheckpointManager, name: str) -> None:
         except CorruptError:
             refused += 1
         else:
-            assert name not in {ref.path for ref in manifest.segments(body)}
+            assert name not in {ref.path for ref in manifest.references(body)}
             assert name != commit_path(seq)
     assert refused >= 1
 
@@ -228,7 +228,7 @@ def test_truncated_commit_is_found(local_log: RunLog, local_folder: Path, keep: 
     assert len(lines) == 1
     # What only the damaged manifest names is unreferenced now, which is no damage of its own.
     assert damage(manager) == [commit_path(2)]
-    assert list(notes(manager).values()) == ["orphan"]
+    assert list(notes(manager).values()) == ["orphan", "orphan"]
 
 
 def test_damage_of_superseded_commits_is_found(local_log: RunLog, local_folder: Path) -> None:
@@ -255,10 +255,12 @@ def test_leftovers_orphans_and_strangers_are_notes(root: Root) -> None:
     root.create("commits/0.json.77.tmp", b"x")
     root.create("commits/readme.txt", b"x")
     root.create("segments/sha256/zz/x", b"x")
+    root.create("log/1.arrow", b"x")
     assert notes(CheckpointManager(log)) == {
         orphan.path: "orphan",
         "commits/0.json.77.tmp": "a temporary file of an interrupted writer",
         "commits/readme.txt": "not an object of this format",
+        "log/1.arrow": "not an object of this format",
         "segments/sha256/zz": "not an object of this format",
     }
     assert damage(CheckpointManager(log)) == []

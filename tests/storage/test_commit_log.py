@@ -274,6 +274,13 @@ def test_writer_of_an_older_start_is_fenced(root: Root) -> None:
     assert root.names("commits") == []
 
 
+def test_foreign_object_of_any_length_is_fenced(root: Root) -> None:
+    for name, data in {"short": b"x", "same": b"other", "long": b"x" * 50}.items():
+        root.create(f"commits/{name}", data)
+        with pytest.raises(FencedError):
+            objects.create_or_confirm(root, f"commits/{name}", b"bytes")
+
+
 def test_lost_reply_is_success(tmp_path: Path) -> None:
     root = UnreliableRoot.open(str(tmp_path))
     assert isinstance(root, UnreliableRoot)
@@ -343,7 +350,8 @@ log = RunLog(Root.open(sys.argv[1]))
 seq = log.open_epoch(None).next_seq
 while True:
     refs = [log.put_segment(f"s{i}", bytes([i, seq % 256]) * 20000, "arrow") for i in range(2)]
-    log.commit(seq, {"step": seq}, refs)
+    part = log.put_log(seq, bytes([seq % 256]) * 30000, rows=3)
+    log.commit(seq, {"step": seq}, refs, part)
     print(seq, flush=True)
     seq += 1
 """

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from esper_ray.errors import CorruptError
 from esper_ray.storage import manifest
-from esper_ray.storage.manifest import SegmentRef, decode, encode
+from esper_ray.storage.manifest import LogRef, SegmentRef, decode, encode
 
 HEX = hashlib.sha256(b"x").hexdigest()
 REF = SegmentRef("stage0/host", f"sha256/{HEX[:2]}/{HEX}.arrow", HEX, 1, 3)
+PART = LogRef(f"{2:08d}-{5:020d}.arrow", HEX, 1, 3)
 
 values = st.recursive(
     st.none()
@@ -181,3 +182,55 @@ def test_malformed_segment_list_is_refused(body: dict[str, Any]) -> None:
 
 def test_segment_list_is_read_in_order() -> None:
     assert manifest.segments({"segments": [REF.to_json()]}) == [REF]
+
+
+def test_log_reference_round_trip() -> None:
+    assert LogRef.from_json(json.loads(json.dumps(PART.to_json()))) == PART
+    assert PART.path == "log/00000002-00000000000000000005.arrow"
+    assert PART.file == manifest.log_file(2, 5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"file": "../../etc/passwd"},
+        {"file": f"../{PART.file}"},
+        {"file": f"/{PART.file}"},
+        {"file": f"log/{PART.file}"},
+        {"file": f"{PART.file}\n"},
+        {"file": f"{PART.file}.tmp"},
+        {"file": PART.file.replace("5", "\N{ARABIC-INDIC DIGIT FIVE}")},
+        {"file": 5},
+        {"sha256": HEX[1:]},
+        {"sha256": HEX.upper()},
+        {"sha256": None},
+        {"size": -1},
+        {"size": True},
+        {"size": 2**63},
+        {"rows": 1.0},
+        {"rows": None},
+        {"extra": 1},
+    ],
+)
+def test_forged_log_reference_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(CorruptError, match="log part"):
+        LogRef.from_json({**PART.to_json(), **change})
+
+
+def test_manifest_names_its_own_part_of_the_log_or_none() -> None:
+    body = {"run_epoch": 2, "seq": 5, "segments": [REF.to_json()], "log": PART.to_json()}
+    assert manifest.log_part(body) == PART
+    assert manifest.references(body) == [REF, PART]
+    del body["log"]
+    assert manifest.log_part(body) is None
+    assert manifest.references(body) == [REF]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seq": 6}, {"run_epoch": 1}, {"seq": "5"}, {"run_epoch": None}, {"log": None}, {"log": []}],
+)
+def test_part_of_another_commit_is_refused(change: dict[str, Any]) -> None:
+    body = {"run_epoch": 2, "seq": 5, "log": PART.to_json(), **change}
+    with pytest.raises(CorruptError):
+        manifest.log_part(body)

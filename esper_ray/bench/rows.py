@@ -1,0 +1,37 @@
+"""Rows of a bench, and how they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from esper_ray.console import text_table
+
+Row = dict[str, Any]
+
+
+def make_row(name: str, value: float, unit: str, target: float | None = None) -> Row:
+    """{name, value, unit, target, met}; a row without a target is met."""
+    met = target is None or value <= target
+    return {"name": name, "value": round(value, 4), "unit": unit, "target": target, "met": met}
+
+
+def table(document: Mapping[str, Any]) -> str:
+    """A bench document as text; figures against a per-seed loop, where measured, come last."""
+    header = ["row", "value", "unit", "target", "met"]
+    rows = [
+        [
+            row["name"],
+            f"{row['value']:,.3f}",
+            row["unit"],
+            "-" if row["target"] is None else f"<= {row['target']:g}",
+            "-" if row["target"] is None else "yes" if row["met"] else "MISSED",
+        ]
+        for row in document["rows"]
+    ]
+    if any("loop_ratio" in row for row in document["rows"]):
+        header = [*header, "loop / ours"]
+        for cells, row in zip(rows, document["rows"], strict=True):
+            ratio = row.get("loop_ratio")
+            cells.append("-" if ratio is None else f"{ratio:,.2f}")
+    return f"bench {document['bench']} on {document['hardware']}\n{text_table(header, rows)}"
