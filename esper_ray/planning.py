@@ -137,6 +137,7 @@ def _layer_spec(config: RunConfig, module: ModuleInfo) -> LayerSpec:
         width=module.shape[-1],
         num_seeds=config.seeds.seeds_per_layer,
         chunk_sizes=tuple(sizes) if sizes else None,
+        inputs=module.inputs,
     )
 
 
@@ -151,7 +152,8 @@ def _layer_plan(
         )
     chunk = ChunkManager(width, count, config.seeds.chunk_sizes).chunk_width
     with torch.device("meta"):
-        bank = SeedBank(blueprint(seeds.blueprint), BlueprintShape(chunk, seeds.hidden), count)
+        shape = BlueprintShape(chunk, seeds.hidden, module.inputs)
+        bank = SeedBank(blueprint(seeds.blueprint), shape, count)
     return LayerPlan(
         layer_id=module.layer_id,
         stage=factories[module.stage].name,

@@ -165,3 +165,19 @@ def test_planning_leaves_the_random_state_alone() -> None:
     before = torch.get_rng_state()
     plan()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["input_mlp", "input_chunk_mlp"])
+def test_a_blueprint_that_reads_the_input_is_planned_with_its_width(name: str) -> None:
+    found = plan(seeds={"blueprint": name})
+    assert [layer.inputs for stage in found.stages for layer in stage.layers] == [16, 10]
+    narrow = plan(seeds={"blueprint": "bottleneck"})
+    assert found.layers[0].seed_parameters > narrow.layers[0].seed_parameters
+
+
+@pytest.mark.parametrize("name", ["input_mlp", "input_chunk_mlp"])
+def test_a_blueprint_cannot_read_the_input_of_a_layer_that_takes_bytes(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{name}' reads the host layer's input") as caught:
+        plan(seeds={"blueprint": name, "targets": ["reader.embedding"], "seeds_per_layer": 2})
+    assert "a blueprint that reads its chunk" in caught.value.hint
+    plan(seeds={"targets": ["reader.embedding"], "seeds_per_layer": 2})

@@ -1,6 +1,13 @@
 """What a seed can grow: modules whose weights are stacked over all seeds of a layer."""
 
-from esper_ray.blueprints.builtin import AutoencoderBlueprint, BottleneckBlueprint
+from esper_ray.blueprints.builtin import (
+    AffineBlueprint,
+    AutoencoderBlueprint,
+    BottleneckBlueprint,
+    InputChunkMlpBlueprint,
+    InputMlpBlueprint,
+    LowRankBlueprint,
+)
 from esper_ray.blueprints.registry import (
     Blueprint,
     BlueprintShape,
@@ -11,10 +18,14 @@ from esper_ray.blueprints.registry import (
 )
 
 __all__ = [
+    "AffineBlueprint",
     "AutoencoderBlueprint",
     "Blueprint",
     "BlueprintShape",
     "BottleneckBlueprint",
+    "InputChunkMlpBlueprint",
+    "InputMlpBlueprint",
+    "LowRankBlueprint",
     "WeightSpec",
     "blueprint",
     "blueprint_names",

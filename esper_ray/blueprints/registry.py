@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -22,10 +22,12 @@ class WeightSpec:
 
 @dataclass(frozen=True, slots=True)
 class BlueprintShape:
-    """Sizes that a blueprint is built for: features of its chunk, hidden units."""
+    """Sizes that a blueprint is built for: features of its chunk, hidden units, features of the
+    host's input, 0 where that cannot be read."""
 
     chunk: int
     hidden: int
+    inputs: int = 0
 
     def __post_init__(self) -> None:
         if self.chunk < 1 or self.hidden < 1:
@@ -36,28 +38,37 @@ class BlueprintShape:
 
 
 class Blueprint(ABC):
-    """A small module that reads and writes one chunk, computed for many seeds at once.
+    """A small module that writes one chunk, computed for many seeds at once.
 
-    A residual blueprint's output is added to the chunk, and is zero at birth; the output of a full
-    one replaces the chunk. `blueprint_id` is what the state tensor and checkpoints hold.
+    It reads its chunk, the host layer's whole input, or both. A residual blueprint's output is
+    added to the chunk, and is zero at birth; the output of a full one replaces the chunk.
+    `blueprint_id` is what the state tensor and checkpoints hold.
     """
 
     blueprint_id: ClassVar[int]
     name: ClassVar[str]
     residual: ClassVar[bool]
+    reads: ClassVar[Literal["chunk", "input", "both"]] = "chunk"
 
     @abstractmethod
     def weights(self, shape: BlueprintShape) -> Mapping[str, WeightSpec]:
         """The weights of one seed, by name."""
 
     @abstractmethod
-    def forward(self, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """x (..., rows, chunk) -> the same shape; each weight is stacked over rows in front."""
+    def forward(self, weights: Mapping[str, Tensor], x: Tensor, u: Tensor) -> Tensor:
+        """Chunks x (..., rows, chunk) and the host's input u (..., inputs) to the shape of x.
 
-    def delta(self, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        Each weight is stacked over rows in front. Only what `reads` names may be looked at.
+        """
+
+    def delta(self, weights: Mapping[str, Tensor], x: Tensor, u: Tensor) -> Tensor:
         """What the seeds would add to their chunks at alpha 1; shaped as x."""
-        out = self.forward(weights, x)
+        out = self.forward(weights, x, u)
         return out if self.residual else out - x
+
+    def reads_input(self) -> bool:
+        """Whether it looks at the host's input."""
+        return self.reads != "chunk"
 
 
 _BY_NAME: dict[str, Blueprint] = {}

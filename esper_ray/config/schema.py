@@ -124,7 +124,8 @@ class SeedsConfig(Section):
     epoch_steps: Positive = 8
     """Optimiser steps of a lifecycle epoch."""
     blueprint: str = "bottleneck"
-    """What a seed grows: `bottleneck`, or `autoencoder` for `reconstruction`."""
+    """What a seed grows: `bottleneck`, `low_rank` or `affine` on its chunk, `input_mlp` on the
+    layer's whole input, `input_chunk_mlp` on both, `autoencoder` for `reconstruction`."""
     hidden: Size = 32
     """Hidden units of a blueprint."""
     objective: str = "gradient_target"

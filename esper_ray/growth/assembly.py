@@ -38,7 +38,11 @@ def load_factories(factory: str, args: Mapping[str, object]) -> list[StageFactor
 
 @dataclass(frozen=True, slots=True)
 class ModuleInfo:
-    """A module found in a stage: full name, kind, output shape after the samples, weights."""
+    """A module found in a stage: full name, kind, output shape after the samples, weights.
+
+    `inputs` are the features of its input, 0 unless that is one float tensor shaped like the
+    output but for the last dimension.
+    """
 
     stage: int
     layer_id: str
@@ -46,6 +50,7 @@ class ModuleInfo:
     kind: str
     shape: tuple[int, ...]
     parameters: int
+    inputs: int = 0
 
 
 def inspect_stages(stages: Sequence[StageFactory], sample: Tensor) -> list[list[ModuleInfo]]:
@@ -90,14 +95,21 @@ class _Recorder:
     stage_name: str
     path: str
 
-    def __call__(self, module: nn.Module, inputs: object, output: object) -> None:
-        del inputs
+    def __call__(self, module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         if not isinstance(output, Tensor) or output.ndim < 2:
             return
         weights = sum(p.numel() for p in module.parameters())
         name, kind = f"{self.stage_name}.{self.path}", type(module).__name__
         shape = tuple(output.shape[1:])
-        self.into.append(ModuleInfo(self.stage, name, self.path, kind, shape, weights))
+        read = _readable(inputs, output)
+        self.into.append(ModuleInfo(self.stage, name, self.path, kind, shape, weights, read))
+
+
+def _readable(inputs: tuple[object, ...], output: Tensor) -> int:
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+        return 0
+    x = inputs[0]
+    return x.shape[-1] if x.is_floating_point() and x.shape[:-1] == output.shape[:-1] else 0
 
 
 def match_targets(modules: Sequence[ModuleInfo], targets: Sequence[str]) -> list[ModuleInfo]:
@@ -136,6 +148,7 @@ def _wrap(module: nn.Module, layer: LayerSpec, spec: StageSpec) -> ChunkedKasmin
         layer.num_seeds,
         layer.layer_id,
         width=layer.width,
+        inputs=layer.inputs,
         blueprint_name=spec.seeds.blueprint,
         hidden=spec.seeds.hidden,
         stream=str(spec.run_seed),

@@ -69,7 +69,7 @@ class SeedTrainer:
         heard = self.layer.take_heard()
         if heard is None:
             return
-        h, g = heard
+        h, g, u = heard
         if self._sample:
             self._observe(h, g)
         rows, chunks = self._training, self.layer.chunks
@@ -77,7 +77,7 @@ class SeedTrainer:
             return
         target = chunks.pack(self._objective.target(h, g, self.spec.k)).index_select(-2, rows)
         own = chunks.pack(h).index_select(-2, rows)
-        delta = self.layer.bank.delta(own, rows)
+        delta = self.layer.bank.delta(own, u, rows)
         losses = local_loss(delta, target, chunks, rows)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         ratio = chunk_mean(delta.detach().pow(2), chunks, rows).sqrt() / (

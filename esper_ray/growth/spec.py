@@ -19,6 +19,7 @@ class LayerSpec:
     width: int
     num_seeds: int
     chunk_sizes: tuple[int, ...] | None = None
+    inputs: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,14 @@ from esper_ray.seeds import Applied, ChunkManager, ExtendedStateTensor, LogicalS
 _S = ExtendedLifecycle
 
 
+class Heard(NamedTuple):
+    """Base output and its gradient, (samples, ..., width) both, and what blueprints read beside."""
+
+    h: Tensor
+    g: Tensor
+    u: Tensor
+
+
 class ChunkedKasminaLayer(nn.Module):
     """Runs `base_layer` and adds alpha times what each seed has grown to its chunk.
 
@@ -41,6 +50,7 @@ class ChunkedKasminaLayer(nn.Module):
         device: torch.device | str | None = None,
         *,
         width: int | None = None,
+        inputs: int | None = None,
         blueprint_name: str = "bottleneck",
         hidden: int = 32,
         stream: str = "0",
@@ -58,12 +68,13 @@ class ChunkedKasminaLayer(nn.Module):
         self.stream = f"{stream}/seed/{layer_id}"
         self.chunks = ChunkManager(width, num_seeds, chunk_sizes)
         self.state = ExtendedStateTensor(num_seeds)
-        kind, shape = blueprint(blueprint_name), BlueprintShape(self.chunks.chunk_width, hidden)
-        self.bank = SeedBank(kind, shape, num_seeds)
+        known = getattr(base_layer, "in_features", 0) if inputs is None else inputs
+        shape = BlueprintShape(self.chunks.chunk_width, hidden, known)
+        self.bank = SeedBank(blueprint(blueprint_name), shape, num_seeds)
         self.manager = LifecycleManager()
         self.epoch = 0
         self.listening = False
-        self._heard: list[Tensor] = []
+        self._heard: list[tuple[Tensor, Tensor]] = []
         self._subscribers: list[Callable[[TransitionBatch], None]] = []
         self._active: Tensor | None = None
         self.to(device)
@@ -86,12 +97,12 @@ class ChunkedKasminaLayer(nn.Module):
         """
         h: Tensor = self.base_layer(x)
         if self.listening and torch.is_grad_enabled():
-            h = self._listen(h)
+            h = self._listen(h, x)
         rows = self.active() if alpha is None else _used(alpha)
         if len(rows) == 0:
             return h
         packed = self.chunks.pack(h)  # (..., seeds, chunk)
-        delta = self.bank.delta(packed.index_select(-2, rows), rows)
+        delta = self.bank.delta(packed.index_select(-2, rows), x, rows)
         if alpha is None:
             blended = self.state.alpha.index_select(0, rows)[:, None] * delta
         else:
@@ -105,22 +116,19 @@ class ChunkedKasminaLayer(nn.Module):
             self._active = torch.from_numpy(ids).to(self.state.alpha.device)
         return self._active
 
-    def _listen(self, h: Tensor) -> Tensor:
+    def _listen(self, h: Tensor, x: Tensor) -> Tensor:
         if h.requires_grad:
             h.retain_grad()
         else:
             h = h.detach().requires_grad_()
-        self._heard.append(h)
+        self._heard.append((h, x.detach() if self.bank.kind.reads_input() else h.detach()))
         return h
 
-    def take_heard(self) -> tuple[Tensor, Tensor] | None:
-        """Base output and its gradient since the last call, (samples, ..., width) both."""
-        heard = [h for h in self._heard if h.grad is not None]
+    def take_heard(self) -> Heard | None:
+        """What passed since the last call, all micro-batches together; None if nothing did."""
+        heard = [(h.detach(), h.grad, u) for h, u in self._heard if h.grad is not None]
         self._heard = []
-        if not heard:
-            return None
-        gradients = [h.grad for h in heard if h.grad is not None]
-        return torch.cat([h.detach() for h in heard]), torch.cat(gradients)
+        return Heard(*(torch.cat(part) for part in zip(*heard, strict=True))) if heard else None
 
     # ---- lifecycle ---------------------------------------------------------------------------
 

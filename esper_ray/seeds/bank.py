@@ -61,10 +61,17 @@ class SeedBank(nn.Module):
         """The parked counterpart of `tensors()`."""
         return {name: self.get_buffer(f"copy_{name}") for name in self.tensors()}
 
-    def delta(self, x: Tensor, rows: Tensor) -> Tensor:
-        """What seeds `rows` would add at alpha 1 to their chunks x (..., len(rows), chunk)."""
+    def delta(self, x: Tensor, u: Tensor, rows: Tensor) -> Tensor:
+        """What seeds `rows` would add at alpha 1 to their chunks x (..., len(rows), chunk).
+
+        u (..., inputs) is the host's input; it is looked at only if the blueprint reads it.
+        """
+        if self.kind.reads_input() and u.shape[-1] != self.shape.inputs:
+            raise ValueError(
+                f"the host read {u.shape[-1]} features, but the seeds read {self.shape.inputs}"
+            )
         stacked = {name: weight.index_select(0, rows) for name, weight in self.weights.items()}
-        return self.kind.delta(stacked, x)
+        return self.kind.delta(stacked, x, u)
 
     @torch.no_grad()
     def reset(self, rows: Tensor, generation: Tensor, stream: str) -> None:

@@ -10,8 +10,14 @@ from esper_ray.errors import ConfigError
 
 def test_stored_numbers_never_change() -> None:
     numbers = {name: blueprint(name).blueprint_id for name in blueprint_names()}
-    assert numbers["bottleneck"] == 0
-    assert numbers["autoencoder"] == 1
+    assert numbers == {
+        "bottleneck": 0,
+        "autoencoder": 1,
+        "low_rank": 2,
+        "affine": 3,
+        "input_mlp": 4,
+        "input_chunk_mlp": 5,
+    }
 
 
 def test_lesson_12_an_unknown_name_lists_the_known_ones() -> None:

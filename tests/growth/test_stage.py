@@ -72,7 +72,7 @@ def test_lesson_27_hidden_seeds_change_no_bit_of_the_hosts_training(
 
 @pytest.mark.parametrize("state", [S.DORMANT, S.TRAINING])
 def test_hidden_seeds_change_no_bit_of_the_input_gradient(spec: StageSpec, state: S) -> None:
-    layer = replace(spec.layers[0], layer_id="predictor.hidden.0", path="hidden.0")
+    layer = replace(spec.layers[0], layer_id="predictor.hidden.0", path="hidden.0", inputs=8)
     args: dict[str, object] = {"window": 4, "embedding": 3, "hidden": 8}
     second = replace(spec, index=1, count=2, factory=TWO_STAGES, factory_args=args, layers=(layer,))
     stage, bare = Stage(second), Stage(replace(second, layers=()))

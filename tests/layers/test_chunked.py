@@ -37,7 +37,7 @@ def grown(base: nn.Module, width: int, **given: Any) -> ChunkedKasminaLayer:
 
 def blended(width: int, alphas: list[float], blueprint_name: str = "bottleneck") -> nn.Module:
     """An identity host in float64 whose seeds have weights and these alphas in GRAFTING."""
-    layer = grown(nn.Identity(), width, blueprint_name=blueprint_name).double()
+    layer = grown(nn.Identity(), width, inputs=width, blueprint_name=blueprint_name).double()
     walk(layer, EVERYONE, S.GRAFTING)
     randomise(layer)
     return set_alpha(layer, alphas)
@@ -60,7 +60,7 @@ def by_hand(layer: ChunkedKasminaLayer, h: Tensor, alpha: Tensor) -> Tensor:
     for seed, chunk in enumerate(layer.chunks.split(h)):
         padded = nn.functional.pad(chunk, (0, layer.chunks.chunk_width - chunk.shape[-1]))
         own = {name: w[seed : seed + 1] for name, w in layer.bank.weights.items()}
-        delta = layer.bank.kind.delta(own, padded.unsqueeze(-2)).squeeze(-2)
+        delta = layer.bank.kind.delta(own, padded.unsqueeze(-2), h).squeeze(-2)
         pieces.append(chunk + alpha[seed] * delta[..., : chunk.shape[-1]])
     return torch.cat(pieces, dim=-1)
 
@@ -153,7 +153,7 @@ def test_lesson_04_gradients_of_inputs_and_weights_are_right_at_partial_alpha(
         return out
 
     arguments = [numbers(2, width), *(p.detach().clone() for p in layer.parameters())]
-    assert len(arguments) == 5
+    assert len(arguments) == 1 + len(names)
     assert torch.autograd.gradcheck(output, [a.requires_grad_() for a in arguments])
 
 
@@ -349,11 +349,40 @@ def test_what_was_heard_is_the_host_output_and_its_gradient() -> None:
         (layer(part) ** 2).sum().backward()
     heard = layer.take_heard()
     assert heard is not None
-    h, g = heard
+    h, g, u = heard
     assert not h.requires_grad
+    assert same_bits(u, h)  # a bottleneck reads nothing beside
     assert same_bits(h, layer.base_layer(x).detach())
     assert torch.allclose(g, 2 * h)
     assert layer.take_heard() is None
+
+
+@pytest.mark.parametrize("name", ["input_mlp", "input_chunk_mlp"])
+def test_what_the_host_read_is_kept_for_blueprints_that_read_it(name: str) -> None:
+    layer = grown(host(10), 10, blueprint_name=name)
+    layer.listening = True
+    x = numbers(6, 6).float()
+    for part in x.chunk(3):
+        layer(part).sum().backward()
+    heard = layer.take_heard()
+    assert heard is not None
+    assert same_bits(heard.u, x)
+
+
+@pytest.mark.parametrize("name", ["input_mlp", "input_chunk_mlp"])
+def test_an_input_fed_seed_writes_its_own_chunk_and_teaches_the_host_before_it(name: str) -> None:
+    layer = grown(host(10), 10, blueprint_name=name)
+    layer.requires_grad_(True)
+    walk(layer, EVERYONE, S.STABILIZATION)
+    randomise(layer)
+    set_alpha(layer, [0.0, 1.0, 0.0, 0.0])
+    x = numbers(5, 6).float().requires_grad_()
+    first, end = layer.chunks.bounds(1)
+    y, bare = layer(x), layer.base_layer(x)
+    changed = (y != bare).any(0).tolist()
+    assert changed == [first <= column < end for column in range(10)]
+    (gradient,) = torch.autograd.grad((y - bare).sum(), x)
+    assert gradient.any()
 
 
 def test_a_frozen_host_is_heard_too() -> None:

@@ -17,7 +17,7 @@ Rows = dict[str, Tensor]
 
 
 def bank(name: str = "autoencoder") -> SeedBank:
-    return SeedBank(blueprint(name), BlueprintShape(4, 3), SEEDS)
+    return SeedBank(blueprint(name), BlueprintShape(4, 3, 2), SEEDS)
 
 
 def born(rows: list[int], generation: int = 0, stream: str = "0/seed/a") -> SeedBank:
@@ -33,6 +33,12 @@ def scrambled(made: SeedBank) -> SeedBank:
         noise = torch.randn(value.shape, generator=generator) * 100
         value.copy_(noise.to(value.dtype))
     return made
+
+
+def test_an_input_of_another_width_is_refused() -> None:
+    made, x = bank("input_mlp"), torch.zeros(2, SEEDS, 4)
+    with pytest.raises(ValueError, match="the host read 3 features, but the seeds read 2"):
+        made.delta(x, torch.zeros(2, 3), torch.arange(SEEDS))
 
 
 def snapshot(made: SeedBank) -> Rows:
