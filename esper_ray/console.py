@@ -16,6 +16,7 @@ from esper_ray.config import RunConfig
 from esper_ray.data import DatasetCard
 from esper_ray.events.messages import EpochReport
 from esper_ray.grafting import StrategyOutcomes
+from esper_ray.lifecycle import MINIMUM_EPOCHS, ExtendedLifecycle, GateSettings
 from esper_ray.planning import RunPlan
 from esper_ray.runtime import LN2, RunResult
 
@@ -94,7 +95,9 @@ def summary(config: RunConfig, command: str, result: RunResult) -> str:
     for layer, counts in result.seeds.items():
         lines.append(f"{layer}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
     lines.append(f"{result.transitions} transitions through {', '.join(result.states_visited)}")
-    changed = {**config.lifecycle.gates, **config.lifecycle.minimum_epochs}
+    minima = config.lifecycle.minimum_epochs.items()
+    changed = GateSettings.of(config.lifecycle.gates).changed()
+    changed |= {name: n for name, n in minima if n != MINIMUM_EPOCHS[ExtendedLifecycle[name]]}
     if changed:
         lines.append("not at default: " + ", ".join(f"{k} {v}" for k, v in changed.items()))
     lines.append(f"checkpoint: {result.checkpoint}")

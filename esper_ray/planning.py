@@ -186,6 +186,7 @@ def _coordinator_spec(config: RunConfig, stages: int) -> CoordinatorSpec:
             max_growing=lifecycle.max_growing,
             training_timeout=lifecycle.training_timeout,
             fine_tuning_timeout=lifecycle.fine_tuning_timeout,
+            error_limit=lifecycle.error_limit,
             strategies_switch=seeds.grafting.selection.mode == "performance",
         ),
         manager=LifecycleManager(

@@ -66,6 +66,7 @@ EVERY_KEY: dict[str, Any] = {
     "lifecycle.minimum_epochs": {"TRAINING": 2},
     "lifecycle.training_timeout": 11,
     "lifecycle.fine_tuning_timeout": 12,
+    "lifecycle.error_limit": 3,
     "lifecycle.gates": {"stability_min": 0.5, "inconclusive_epochs": 4},
     "lifecycle.replanting": True,
     "lifecycle.embargo_epochs": 5,

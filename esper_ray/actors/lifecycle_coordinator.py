@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -152,7 +153,6 @@ class LifecycleCoordinator:
         layers = {
             layer_id: LayerReport(
                 batch,
-                loss,
                 steady,
                 {seed: found for (owner, seed), found in measured.items() if owner == layer_id},
             )
@@ -169,9 +169,23 @@ class LifecycleCoordinator:
             for layer_id, batch in telemetry.items()
             for seed_id in judged_rows(batch, minimum, self._spec.policy)
         ]
+        found, baseline = await self._flip(telemetry, due)
+        if not math.isfinite(baseline.loss[0]):
+            more, _ = await self._flip(telemetry, judging.in_the_output(telemetry))
+            found |= more
+            if not any(measured.guilty for measured in found.values()):
+                raise RunFailed(
+                    "the gate loss is not a finite number, and no single seed is to blame",
+                    "lower train.lr or seeds.lr, or resume an earlier checkpoint by URL@step=N",
+                )
+        return found, baseline
+
+    async def _flip(
+        self, telemetry: Mapping[str, TelemetryBatch], seeds: Sequence[judging.Seed]
+    ) -> tuple[dict[judging.Seed, Measurement], Evaluation]:
+        """What each seed gains; and the model as it is."""
         found: dict[judging.Seed, Measurement] = {}
-        requests = judging.counterfactual_requests(telemetry, due, self._next())
-        for group, request in requests:
+        for group, request in judging.counterfactual_requests(telemetry, seeds, self._next()):
             result = await self._pipeline.evaluate(request)
             found.update(judging.measurements(telemetry, group, result))
             self._progress.number = request.number
@@ -200,7 +214,9 @@ class LifecycleCoordinator:
         done: list[TransitionBatch] = []
         for name, decided in decisions.items():
             self._commands.settle(name, decided.requests.seed_ids, decided.reason)
-            self._journal.refusals(decided.take(_asked_by_people(decided)), now.epoch, now.step)
+            self._journal.refusals(
+                decided.take(_by_people(decided.requests.cause)), now.epoch, now.step
+            )
         for answer in await self._pipeline.apply(list(batches.values()), metrics):
             name, stamp = answer.body.layer_id, answer.stamp
             reception = self._deliveries.receive(name, stamp)
@@ -246,13 +262,15 @@ class LifecycleCoordinator:
         decisions: Mapping[str, Decisions],
         applied: Sequence[TransitionBatch],
     ) -> int | None:
-        """Commit every few epochs, at the end, and whenever a seed has left a rollback copy."""
+        """Commit every few epochs, at the end, whenever a seed has left a rollback copy, and
+        after what people asked for: a run that is done again does not ask again."""
         periodic = (now.epoch + 1) % self._spec.every_epochs == 0
         grafted = any((batch.target == _S.GRAFTING).any() for batch in applied)
-        if not (periodic or grafted or now.epoch + 1 == self._spec.epochs):
+        asked = any(_by_people(batch.cause).any() for batch in applied)
+        if not (periodic or grafted or asked or now.epoch + 1 == self._spec.epochs):
             return None
         for decided in decisions.values():
-            by_policy = decided.take(~_asked_by_people(decided))
+            by_policy = decided.take(~_by_people(decided.requests.cause))
             self._journal.refusals(by_policy, now.epoch, now.step)
         segments = await self._pipeline.save()
         steps, losses = zip(*self._losses, strict=True)
@@ -278,5 +296,5 @@ class LifecycleCoordinator:
         return self._progress.number
 
 
-def _asked_by_people(decisions: Decisions) -> NDArray[np.bool_]:
-    return np.isin(decisions.requests.cause, [cause for _, cause in ACTIONS.values()])
+def _by_people(cause: NDArray[np.int32]) -> NDArray[np.bool_]:
+    return np.isin(cause, [cause for _, cause in ACTIONS.values()])

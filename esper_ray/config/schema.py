@@ -167,6 +167,8 @@ class LifecycleConfig(Section):
     """Epochs in TRAINING after which a seed that its gate refuses is culled."""
     fine_tuning_timeout: Positive = 150
     """The same for FINE_TUNING."""
+    error_limit: NotNegative = 5
+    """Errors above which a growing seed is culled or rolled back; in EVALUATING its gate says."""
     gates: dict[str, float] = Field(default_factory=dict)
     """Thresholds of the gates, by name; [defaults](lifecycle.md#gates)."""
     replanting: bool = False

@@ -43,6 +43,15 @@ def counterfactual_requests(
         yield group, EvaluationRequest(number, "gate", len(group) + 1, alphas if group else {})
 
 
+def in_the_output(telemetry: Mapping[str, TelemetryBatch]) -> list[Seed]:
+    """Every seed whose alpha is above 0."""
+    return [
+        (layer, seed_id)
+        for layer, batch in telemetry.items()
+        for seed_id in np.flatnonzero(batch.alpha > 0).tolist()
+    ]
+
+
 def measurements(
     telemetry: Mapping[str, TelemetryBatch], group: Sequence[Seed], result: Evaluation
 ) -> dict[Seed, Measurement]:

@@ -23,7 +23,14 @@ from esper_ray.lifecycle import (
     move_of,
 )
 from esper_ray.policy import PolicySettings, transition_batch
-from esper_ray.seeds import Applied, ChunkManager, ExtendedStateTensor, LogicalSeed, SeedBank
+from esper_ray.seeds import (
+    Applied,
+    ChunkManager,
+    ExtendedStateTensor,
+    Latch,
+    LogicalSeed,
+    SeedBank,
+)
 
 _S = ExtendedLifecycle
 
@@ -76,7 +83,8 @@ class ChunkedKasminaLayer(nn.Module):
         self.listening = False
         self._heard: list[tuple[Tensor, Tensor]] = []
         self._subscribers: list[Callable[[TransitionBatch], None]] = []
-        self._active: Tensor | None = None
+        self._active: tuple[int, Tensor] | None = None
+        self._latch = Latch()
         self.to(device)
 
     def host_parameters(self) -> list[nn.Parameter]:
@@ -111,10 +119,11 @@ class ChunkedKasminaLayer(nn.Module):
 
     def active(self) -> Tensor:
         """Ids of the seeds whose alpha is above 0; made anew only after a change."""
-        if self._active is None:
+        version = self.state.version
+        if self._active is None or self._active[0] != version:
             ids = np.flatnonzero(self.state.view().alpha > 0)
-            self._active = torch.from_numpy(ids).to(self.state.alpha.device)
-        return self._active
+            self._active = version, torch.from_numpy(ids).to(self.state.alpha.device)
+        return self._active[1]
 
     def _listen(self, h: Tensor, x: Tensor) -> Tensor:
         if h.requires_grad:
@@ -148,21 +157,28 @@ class ChunkedKasminaLayer(nn.Module):
 
     def apply_transitions(self, batch: TransitionBatch) -> Applied:
         """Apply what is still current, with what each transition does to the weights."""
-        applied, reason = self.state.compare_and_set(batch)
-        ids, target = batch.seed_ids[applied], batch.target[applied]
-        born, grafted, failed, renewed = (
-            torch.from_numpy(ids[target == state]).to(self.state.alpha.device)
-            for state in (_S.GERMINATED, _S.GRAFTING, _S.ROLLED_BACK, _S.DORMANT)
-        )
-        self.bank.reset(born, self.state.generation[born], self.stream)
-        self.bank.park(grafted)
-        self.bank.bring_back(failed)
-        self.bank.forget(renewed)
-        self._active = None
-        if len(ids):
+        with self._latch:  # the row and what it holds change together
+            applied, reason = self.state.compare_and_set(batch)
+            done = batch.take(applied)
+            self._follow(done)
+        if len(done.seed_ids):
             for tell in self._subscribers:
-                tell(batch.take(applied))
+                tell(done)
         return applied, reason
+
+    def _follow(self, done: TransitionBatch) -> None:
+        """Give, copy, restore and free weights as the applied rows say."""
+
+        def rows(*states: ExtendedLifecycle) -> Tensor:
+            ids = done.seed_ids[np.isin(done.target, states)]
+            return torch.from_numpy(ids).to(self.state.alpha.device)
+
+        born = rows(_S.GERMINATED)
+        self.bank.reset(born, self.state.generation[born], self.stream)
+        self.bank.park(rows(_S.GRAFTING))
+        self.bank.bring_back(rows(_S.ROLLED_BACK))
+        self.bank.drop_copies(rows(_S.FOSSILIZED))
+        self.bank.forget(rows(_S.CULLED, _S.CANCELLED, _S.DORMANT))
 
     def subscribe(self, tell: Callable[[TransitionBatch], None]) -> None:
         """Have `tell` called with the applied rows of every batch, after they have changed."""
@@ -171,8 +187,8 @@ class ChunkedKasminaLayer(nn.Module):
     def request(self, action: str, seed_ids: Sequence[int]) -> list[Refusal]:
         """Judge and make a change of some seeds by `manager`; Refusal.NONE where it was made.
 
-        Actions are those of `lifecycle.ACTIONS`, ConfigError for another. Gates that need a
-        measurement stay shut here.
+        For a layer outside a run: in a run ask the Runtime, which logs it. Actions are those of
+        `lifecycle.ACTIONS`, ConfigError for another. Gates that need a measurement stay shut here.
         """
         ids = np.asarray(seed_ids, dtype=np.int64)
         known = (ids >= 0) & (ids < self.state.num_seeds)
@@ -208,12 +224,10 @@ class ChunkedKasminaLayer(nn.Module):
             raise RuntimeError(f"layer {self.layer_id!r} is in eval mode, epochs do not advance")
         self.state.advance(signals, settings)
         self.epoch = epoch
-        self._active = None
 
     def refresh(self) -> None:
         """Forget what was derived from the state columns."""
         self.state.changed()
-        self._active = None
 
 
 def _used(alpha: Tensor) -> Tensor:

@@ -173,15 +173,20 @@ class Gate:
         return opens
 
     def clauses(self) -> Iterator[Clause]:
-        """Every comparison of the gate, without those of gates that must be shut."""
+        """Every comparison of the gate, then those of gates that it wants shut."""
         for way in self.ways:
             yield from (condition for condition in way if isinstance(condition, Clause))
+        for way in self.ways:
+            for condition in way:
+                if isinstance(condition, Shut):
+                    yield from condition.gate.clauses()
 
     def thresholds(self, settings: GateSettings) -> dict[str, str]:
-        """What each metric is compared with, by the metric's name."""
-        rules = {c.metric: c.rule(settings) for c in self.clauses()}
-        numbers = (c for c in self.clauses() if not math.isinf(c.number(settings)))
-        return rules | {c.metric: c.rule(settings) for c in numbers}
+        """What each metric is compared with, by the metric's name; its first number counts."""
+        rules: dict[str, str] = {}
+        for clause in sorted(self.clauses(), key=lambda c: math.isinf(c.number(settings))):
+            rules.setdefault(clause.metric, clause.rule(settings))
+        return rules
 
     def refusal(self, values: Mapping[str, float], settings: GateSettings) -> str | None:
         """None where the gate opens for one seed, else a sentence that says what is missing."""

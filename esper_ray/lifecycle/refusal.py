@@ -29,6 +29,8 @@ class Refusal(IntEnum):
     NOT_FINITE = 14
     GENERATIONS_USED_UP = 15
     BATCH_REFUSED = 16
+    UNKNOWN_CAUSE = 17
+    NO_BLUEPRINT = 18
 
 
 REASONS = {
@@ -49,6 +51,8 @@ REASONS = {
     Refusal.NOT_FINITE: "a metric is not a finite number",
     Refusal.GENERATIONS_USED_UP: "the seed has no generation left",
     Refusal.BATCH_REFUSED: "another row of the batch was refused",
+    Refusal.UNKNOWN_CAUSE: "no cause has that number",
+    Refusal.NO_BLUEPRINT: "the state needs a blueprint, and the seed has none",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -55,12 +56,16 @@ class Measurement:
     delta: float
     delta_low: float
 
+    @property
+    def guilty(self) -> bool:
+        """Whether this seed alone keeps the loss from being a number."""
+        return math.isfinite(self.loss_off) and not math.isfinite(self.loss_on)
+
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
     """One layer at an epoch boundary; `measured` holds only the seeds that were judged."""
 
     telemetry: TelemetryBatch
-    gate_loss: float
     stability: float | None
     measured: Mapping[int, Measurement] = field(default_factory=dict)

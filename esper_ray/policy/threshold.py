@@ -43,8 +43,8 @@ PLANS: Final[Mapping[ExtendedLifecycle, Plan]] = {
 """Every state that the policy moves seeds out of by itself, DORMANT apart."""
 
 _GROWING: Final = tuple(PLANS)
-_JUDGED: Final = (_S.TRAINING, _S.EVALUATING, _S.FINE_TUNING)
 _IN_OUTPUT: Final = (_S.GRAFTING, _S.STABILIZATION, _S.EVALUATING, _S.FINE_TUNING)
+_JUDGED: Final = (_S.TRAINING, _S.EVALUATING, _S.FINE_TUNING)
 
 
 def _column(field: str) -> NDArray[np.int32]:
@@ -122,9 +122,9 @@ def _plan(
 ) -> tuple[Moves, Moves]:
     telemetry = report.telemetry
     state = telemetry.state[rows]
-    failing = telemetry.error_count[rows] > settings.error_limit
-    if not math.isfinite(report.gate_loss):
-        failing |= np.isin(state, _IN_OUTPUT)
+    failing = (telemetry.error_count[rows] > settings.error_limit) & (state != _S.EVALUATING)
+    guilty = [seed for seed, found in report.measured.items() if found.guilty]
+    failing |= np.isin(rows, guilty) & np.isin(state, _IN_OUTPUT)
     failing &= _FAILED[state] >= 0
     late = telemetry.epochs_in_state[rows] >= _timeouts(settings)[state]
     late &= (state != _S.GRAFTING) | (telemetry.alpha[rows] != 1)  # blended in time: it may wait

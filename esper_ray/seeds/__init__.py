@@ -4,6 +4,7 @@ from esper_ray.seeds.bank import SeedBank
 from esper_ray.seeds.chunks import ChunkManager
 from esper_ray.seeds.columns import SeedColumns, SeedView
 from esper_ray.seeds.logical_seed import HistoryEntry, LogicalSeed, SeedHost
+from esper_ray.seeds.mirror import Latch
 from esper_ray.seeds.phase1 import Phase1State, StateTensor, migrate
 from esper_ray.seeds.state_tensor import Applied, ExtendedStateTensor
 
@@ -12,6 +13,7 @@ __all__ = [
     "ChunkManager",
     "ExtendedStateTensor",
     "HistoryEntry",
+    "Latch",
     "LogicalSeed",
     "Phase1State",
     "SeedBank",

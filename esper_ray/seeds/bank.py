@@ -107,4 +107,9 @@ class SeedBank(nn.Module):
         """Drop what seeds `rows` hold and their copies."""
         for value in self.tensors().values():
             value[rows] = 0
+        self.drop_copies(rows)
+
+    @torch.no_grad()
+    def drop_copies(self, rows: Tensor) -> None:
+        """Drop the copies of seeds `rows`, which have nothing to go back to any more."""
         self.parked[rows] = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -32,9 +32,17 @@ class SeedView:
         """Ids of the seeds in one of `states`, ascending."""
         return np.flatnonzero(np.isin(self.state, states))
 
-    def take(self, ids: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
-        """Some rows by column name, as `lifecycle.requests_of` takes them."""
-        return {name: getattr(self, name)[ids] for name in self.__slots__}
+
+class SeedRow(NamedTuple):
+    """One seed: its eight columns, the ring of its history, counts, metrics, alpha, generation."""
+
+    columns: list[int]
+    ring: list[list[int]]
+    transitions: int
+    metrics: list[float]
+    valid: int
+    alpha: float
+    generation: int
 
 
 class SeedColumns(MirroredBuffers):
@@ -78,7 +86,9 @@ class SeedColumns(MirroredBuffers):
         }.items():
             self.register_buffer(name, value)
         self.grafting = GraftingMemory()
-        self._views: list[SeedView] = []  # at most one; a list, as modules set attributes slowly
+        # Lists of one, since modules set attributes slowly.
+        self._views: list[SeedView] = []
+        self._changes = [0]
         self.to(device)
 
     @property
@@ -132,17 +142,39 @@ class SeedColumns(MirroredBuffers):
             alpha=alpha,
         )
 
-    def last_change(self, ids: NDArray[np.int64] | slice = slice(None)) -> NDArray[np.int32]:
+    def last_change(self, ids: NDArray[np.int64] | None = None) -> NDArray[np.int32]:
         """Lifecycle epoch of the last history entry of some seeds, -1 where there is none."""
-        count = self.host("transition_count")[ids].astype(np.int64)
-        rows = np.arange(self.num_seeds)[ids]
+        rows = np.arange(self.num_seeds) if ids is None else ids
+        count = self.host("transition_count")[rows].astype(np.int64)
         epochs: NDArray[np.int32] = self.host("history")[(count - 1) % HISTORY_LENGTH, 1, rows]
         return np.where(count > 0, epochs, np.int32(-1))
+
+    @property
+    def version(self) -> int:
+        """Grows whenever a state or an alpha may have changed."""
+        return self._changes[0]
 
     def changed(self) -> None:
         """Drop host copies after tensors were loaded from outside."""
         super().changed()
+        self._moved()
+
+    def _moved(self) -> None:
         self._views.clear()
+        self._changes[0] += 1
+
+    def seed(self, seed_id: int) -> SeedRow:
+        """Everything about one seed, as one writer left it."""
+        with self._latch:
+            return SeedRow(
+                self.fetch("columns")[:, seed_id].tolist(),
+                self.host("history")[:, :, seed_id].tolist(),
+                int(self.host("transition_count")[seed_id]),
+                self.host("metrics")[:, seed_id].tolist(),
+                int(self.host("metrics_valid")[seed_id]),
+                float(self.host("alpha")[seed_id]),
+                int(self.host("generation")[seed_id]),
+            )
 
     def get_extra_state(self) -> Tensor:
         """What strategies remember of the seeds in GRAFTING, (bytes,) uint8, for `state_dict`."""

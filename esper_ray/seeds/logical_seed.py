@@ -10,7 +10,7 @@ from torch import Tensor
 
 from esper_ray.lifecycle import Cause, ExtendedLifecycle, Refusal
 from esper_ray.seeds.chunks import ChunkManager
-from esper_ray.seeds.columns import HISTORY_LENGTH, SeedColumns
+from esper_ray.seeds.columns import HISTORY_LENGTH, SeedColumns, SeedRow
 
 METRICS = ("loss", "accuracy", "stability", "efficiency")
 
@@ -68,53 +68,49 @@ class LogicalSeed:
     @property
     def state(self) -> ExtendedLifecycle:
         """The state that it is in."""
-        return ExtendedLifecycle(self._column(SeedColumns.LIFECYCLE_STATE))
+        return ExtendedLifecycle(self._row().columns[SeedColumns.LIFECYCLE_STATE])
 
     @property
     def blueprint_id(self) -> int | None:
         """What it grows, None while it grows nothing."""
-        number = self._column(SeedColumns.BLUEPRINT_ID)
+        number = self._row().columns[SeedColumns.BLUEPRINT_ID]
         return number if number >= 0 else None
 
     @property
     def generation(self) -> int:
         """How often it was planted anew."""
-        return int(self.host.state.host("generation")[self.seed_id])
+        return self._row().generation
 
     @property
     def alpha(self) -> float:
         """How much of it is blended in."""
-        return float(self.host.state.host("alpha")[self.seed_id])
+        return self._row().alpha
 
     @property
     def epochs_in_state(self) -> int:
         """Lifecycle epochs since its last transition."""
-        return self._column(SeedColumns.EPOCHS_IN_STATE)
+        return self._row().columns[SeedColumns.EPOCHS_IN_STATE]
 
     @property
     def history(self) -> list[HistoryEntry]:
         """Its last transitions, at most ten, oldest first."""
-        state = self.host.state
-        count = int(state.host("transition_count")[self.seed_id])
-        ring = state.host("history")[:, :, self.seed_id]
-        kept = range(max(0, count - HISTORY_LENGTH), count)
-        return [_entry(*ring[number % HISTORY_LENGTH].tolist()) for number in kept]
+        row = self._row()
+        kept = range(max(0, row.transitions - HISTORY_LENGTH), row.transitions)
+        return [_entry(*row.ring[number % HISTORY_LENGTH]) for number in kept]
 
     def telemetry(self) -> dict[str, float]:
         """Counts and scores of its row, and the metrics that were measured."""
-        columns = self.host.state
-        valid = int(columns.host("metrics_valid")[self.seed_id])
-        values = columns.host("metrics")[:, self.seed_id].tolist()
+        row = self._row()
         measured: Mapping[str, float] = {
             name: value
-            for bit, (name, value) in enumerate(zip(METRICS, values, strict=True))
-            if valid >> bit & 1
+            for bit, (name, value) in enumerate(zip(METRICS, row.metrics, strict=True))
+            if row.valid >> bit & 1
         }
         return {
-            "epochs_in_state": self.epochs_in_state,
-            "alpha": self.alpha,
-            "error_count": self._column(SeedColumns.ERROR_COUNT),
-            "evaluation_score": self._column(SeedColumns.EVALUATION_SCORE) / 1000,
+            "epochs_in_state": row.columns[SeedColumns.EPOCHS_IN_STATE],
+            "alpha": row.alpha,
+            "error_count": row.columns[SeedColumns.ERROR_COUNT],
+            "evaluation_score": row.columns[SeedColumns.EVALUATION_SCORE] / 1000,
             **measured,
         }
 
@@ -122,8 +118,8 @@ class LogicalSeed:
         """Ask its layer to germinate, cancel, cull, roll back or replant it."""
         return self.host.request(action, [self.seed_id])[0]
 
-    def _column(self, number: int) -> int:
-        return int(self.host.state.host("columns")[number, self.seed_id])
+    def _row(self) -> SeedRow:
+        return self.host.state.seed(self.seed_id)
 
 
 def _entry(word: int, epoch: int) -> HistoryEntry:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from esper_ray.errors import ConfigError
+from esper_ray.grafting import STRATEGIES
 from esper_ray.lifecycle import BLENDED_STATES, ExtendedLifecycle
 from esper_ray.seeds.columns import SeedColumns
 from esper_ray.seeds.state_tensor import ExtendedStateTensor
@@ -114,6 +115,7 @@ def migrate(
 def _check(rows: Tensor, alpha: Tensor) -> None:
     wrong = (rows[:, 0] < 0) | (rows[:, 0] >= len(Phase1State)) | (rows[:, 1:] < -1).any(1)
     wrong |= (rows[:, 2:] < 0).any(1) | (rows >= 2**31).any(1)
+    wrong |= ~torch.isin(rows[:, 3], torch.tensor(list(STRATEGIES)))
     if alpha.shape != rows.shape[:1]:
         raise ConfigError(f"alpha has shape {tuple(alpha.shape)} for {len(rows)} seeds")
     wrong |= ~((alpha >= 0) & (alpha <= 1))
@@ -121,5 +123,6 @@ def _check(rows: Tensor, alpha: Tensor) -> None:
         first = int(wrong.nonzero()[0])
         raise ConfigError(
             f"seed {first} of the Phase 1 table is {rows[first].tolist()}, alpha {alpha[first]:g}",
-            "states are 0..4, blueprints -1 or more, counts 0 or more, alpha in [0, 1]",
+            "states are 0..4, blueprints -1 or more, counts 0 or more, strategies known, alpha in "
+            "[0, 1]",
         )

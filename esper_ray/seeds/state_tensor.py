@@ -23,6 +23,7 @@ from esper_ray.lifecycle import (
     MOVES,
     RENEWABLE,
     TERMINAL_STATES,
+    Cause,
     ExtendedLifecycle,
     Refusal,
     first_failed,
@@ -37,6 +38,8 @@ _STATES: Final = len(ExtendedLifecycle)
 _CODES: Final = np.arange(_STATES)
 _BLENDED: Final = np.isin(_CODES, list(BLENDED_STATES)).astype(np.float32)
 _FREED: Final = np.isin(_CODES, [_S.DORMANT, _S.CULLED, _S.CANCELLED])
+_NEEDS_BLUEPRINT: Final = np.isin(_CODES, range(_S.TRAINING, _S.CULLED))
+_CAUSES: Final = len(Cause)
 _FIRST_TERMINAL: Final = int(min(TERMINAL_STATES))  # all states from here on are terminal
 _GRAFTING: Final = int(_S.GRAFTING)
 
@@ -51,6 +54,8 @@ _CHECKS: Final = (
     Refusal.NOT_IN_TABLE,
     Refusal.GENERATIONS_USED_UP,
     Refusal.UNKNOWN_STRATEGY,
+    Refusal.UNKNOWN_CAUSE,
+    Refusal.NO_BLUEPRINT,
 )
 _METRIC_CHECKS: Final = (Refusal.UNKNOWN_SEED, Refusal.DUPLICATE_SEED, Refusal.NOT_FINITE)
 
@@ -90,10 +95,14 @@ class ExtendedStateTensor(SeedColumns):
         generation = self.host("generation")[rows]
         valid = (target >= 0) & (target < _STATES)
         all_valid = np.count_nonzero(valid) == len(valid)
-        move = MOVES[state, target if all_valid else np.where(valid, target, 0)]
+        move_target = target if all_valid else np.where(valid, target, 0)
+        move = MOVES[state, move_target]
         current = (state == batch.expected_state) & (generation == batch.expected_generation)
         twice, strange = repeated(ids), ~known_strategies(batch.strategy)
-        wrong = ~(known & valid & current & (move == 0)) | twice | strange
+        groundless = (batch.cause < 0) | (batch.cause >= _CAUSES)
+        bare = _NEEDS_BLUEPRINT[move_target] & (batch.blueprint_id < 0)
+        bare &= self.host("columns")[self.BLUEPRINT_ID][rows] < 0
+        wrong = ~(known & valid & current & (move == 0)) | twice | strange | groundless | bare
         if not np.count_nonzero(wrong):  # the usual case need not know why
             return np.zeros(len(ids), dtype=np.uint8)
         anew = batch.replants  # no move of the table
@@ -109,6 +118,8 @@ class ExtendedStateTensor(SeedColumns):
             illegal,
             anew & (generation == LAST_GENERATION),
             strange,
+            groundless,
+            bare,
         )
         return first_failed(_CHECKS, failed)
 
@@ -142,7 +153,7 @@ class ExtendedStateTensor(SeedColumns):
         if len(anew):
             self._renew(rows[anew])
         self.send(rows, "columns", "history", "transition_count", "alpha")
-        self._views.clear()
+        self._moved()
 
     def _remember(self, rows: NDArray[np.int64], entry: NDArray[np.int32], epoch: int) -> None:
         counts, ring = self.host("transition_count"), self.host("history").reshape(-1)
@@ -188,7 +199,7 @@ class ExtendedStateTensor(SeedColumns):
                 )
                 self.send(rows, "alpha")
             self.send(np.arange(self.num_seeds), "columns")
-            self._views.clear()
+            self._moved()
 
     def count_errors(self, failed: Tensor) -> None:
         """Add one to the error count of the rows where `failed` (seeds,) is True, on the device."""

@@ -35,7 +35,7 @@ def decided(
     measured: dict[int, Measurement] | None = None,
     commands: dict[int, Command] | None = None,
 ) -> Decisions:
-    report = LayerReport(seen, 2.0, 0.99, measured or {})
+    report = LayerReport(seen, 0.99, measured or {})
     judged = decide(report, POLICY, MANAGER, commands)
     occupied = {seen.layer_id: np.bincount(seen.state, minlength=len(S))}
     return MANAGER.admit([judged], occupied)[0]

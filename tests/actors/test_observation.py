@@ -22,7 +22,6 @@ def observed(
     layers = {
         name: LayerReport(
             telemetry([state], layer_id=name),
-            2.0,
             0.9,
             {0: measured[name]} if measured and name in measured else {},
         )

@@ -46,6 +46,8 @@ def test_refusals_keep_the_numbers_that_receipts_hold() -> None:
                 "error_rate": math.nan,
                 "error_count": 2.0,
                 "epochs_in_state": 40.0,
+                "performance_delta_low": 0.01,
+                "stability_score": math.nan,
             },
             "the evaluation is neither negative nor inconclusive for long enough",
         ),

@@ -248,6 +248,8 @@ def test_gates_have_names_of_their_own_and_say_what_they_ask() -> None:
                 "error_rate": "> 0.1",
                 "error_count": "> 5",
                 "epochs_in_state": ">= 90",
+                "performance_delta_low": "> 0",
+                "stability_score": ">= 0.8",
             },
         ),
         (

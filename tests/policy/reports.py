@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.builders import telemetry
 HELPFUL = Measurement(loss_on=1.9, loss_off=2.0, delta=0.05, delta_low=0.04)
 HARMFUL = Measurement(loss_on=2.2, loss_off=2.0, delta=-0.1, delta_low=-0.12)
 VAGUE = Measurement(loss_on=2.0, loss_off=2.0, delta=0.0, delta_low=-0.01)
+GUILTY = Measurement(loss_on=math.nan, loss_off=2.0, delta=math.nan, delta_low=math.nan)
 NO_MINIMA = LifecycleManager(minimum_epochs={})
 NEVER_PLANT = PolicySettings(germinate_after=10**6)
 Moves = list[tuple[S, Cause]]
@@ -26,13 +28,12 @@ def report(
     states: Sequence[S],
     epochs: int | Sequence[int] = 0,
     *,
-    gate_loss: float = 2.0,
     stability: float | None = 0.97,
     measured: Mapping[int, Measurement] | None = None,
     **columns: Any,
 ) -> LayerReport:
     seen = telemetry(states, epochs, **columns)
-    return LayerReport(seen, gate_loss, stability, measured or {})
+    return LayerReport(seen, stability, measured or {})
 
 
 def ints(*values: int) -> NDArray[np.int32]:

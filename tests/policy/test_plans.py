@@ -8,8 +8,8 @@ import pytest
 
 from esper_ray.lifecycle import TERMINAL_STATES, TRANSITION_TABLE, Cause
 from esper_ray.lifecycle import ExtendedLifecycle as S
-from esper_ray.policy import PLANS, PolicySettings
-from tests.policy.reports import Moves, floats, ints, moves_of, report
+from esper_ray.policy import PLANS, Measurement, PolicySettings
+from tests.policy.reports import GUILTY, Moves, floats, ints, moves_of, report
 
 P, E, T = Cause.POLICY, Cause.ERROR, Cause.TIMEOUT
 PLANNED = [s for s in S if S.DORMANT < s < S.FOSSILIZED]
@@ -30,7 +30,7 @@ TABLE: list[tuple[S, int, int, Moves]] = [
     (S.STABILIZATION, 0, 6, [(S.ROLLED_BACK, E)]),
     (S.EVALUATING, 0, 5, [(S.FINE_TUNING, P), (S.CULLED, P)]),
     (S.EVALUATING, 9_999, 5, [(S.FINE_TUNING, P), (S.CULLED, P)]),
-    (S.EVALUATING, 0, 6, [(S.ROLLED_BACK, E)]),
+    (S.EVALUATING, 0, 6, [(S.FINE_TUNING, P), (S.CULLED, P)]),  # its gate counts errors
     (S.FINE_TUNING, 149, 5, [(S.FOSSILIZED, P)]),
     (S.FINE_TUNING, 150, 0, [(S.FOSSILIZED, P), (S.CULLED, T)]),
     (S.FINE_TUNING, 0, 6, [(S.ROLLED_BACK, E)]),
@@ -75,15 +75,17 @@ def test_seeds_of_all_states_are_planned_for_at_once() -> None:
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_a_gate_loss_that_is_not_a_number_rolls_back_what_is_blended_and_nothing_else(
-    loss: float,
-) -> None:
-    blended = {S.GRAFTING, S.STABILIZATION, S.EVALUATING, S.FINE_TUNING}
-    moves = moves_of(report(list(S), 999, gate_loss=loss))
-    rolled = {S(seed) for seed, m in moves.items() if m == [(S.ROLLED_BACK, E)]}
-    assert rolled == blended
-    assert set(moves) - blended == {S.GERMINATED, S.TRAINING}
-    assert moves[S.TRAINING] == [(S.GRAFTING, P), (S.CULLED, T)]
+def test_lesson_22_only_the_seed_that_spoils_the_loss_is_rolled_back(loss: float) -> None:
+    blended = [S.GRAFTING, S.STABILIZATION, S.EVALUATING, S.FINE_TUNING]
+    innocent = Measurement(loss, loss, math.nan, math.nan)
+    for guilty in range(4):
+        measured = {i: GUILTY if i == guilty else innocent for i in range(4)}
+        moves = moves_of(report(blended, 5, measured=measured))
+        assert [seed for seed, m in moves.items() if m == [(S.ROLLED_BACK, E)]] == [guilty]
+
+
+def test_a_seed_in_training_that_would_spoil_the_loss_only_fails_its_gate() -> None:
+    assert moves_of(report([S.TRAINING], 5, measured={0: GUILTY})) == {0: [(S.GRAFTING, P)]}
 
 
 def test_lesson_23_a_failing_seed_in_grafting_rolls_back() -> None:
@@ -93,7 +95,7 @@ def test_lesson_23_a_failing_seed_in_grafting_rolls_back() -> None:
 def test_terminal_seeds_ask_for_nothing() -> None:
     terminal = sorted(TERMINAL_STATES)
     errors = ints(9, 9, 9, 9)
-    assert moves_of(report(terminal, 1_000, gate_loss=math.nan, error_count=errors)) == {}
+    assert moves_of(report(terminal, 1_000, error_count=errors)) == {}
 
 
 @pytest.mark.parametrize(

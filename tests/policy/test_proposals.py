@@ -11,6 +11,7 @@ from esper_ray.lifecycle import ACTIONS, GATES, RECONSTRUCTION, Cause, move_of
 from esper_ray.lifecycle import ExtendedLifecycle as S
 from esper_ray.policy import Command, LayerReport, Measurement, PolicySettings, propose
 from tests.policy.reports import (
+    GUILTY,
     HELPFUL,
     NEVER_PLANT,
     VAGUE,
@@ -130,7 +131,7 @@ def test_a_layer_where_nothing_may_move_proposes_nothing() -> None:
 @pytest.mark.parametrize("state", list(S))
 def test_a_command_is_the_one_move_of_its_seed(state: S, action: str) -> None:
     command = Command(1, *move_of(action))
-    seen = report([S.FOSSILIZED, state, S.GRAFTING], 999, gate_loss=math.nan)
+    seen = report([S.FOSSILIZED, state, S.GRAFTING], 999, measured={1: GUILTY, 2: GUILTY})
     assert moves_of(seen, commands={1: command}) == {
         1: [move_of(action)],
         2: [(S.ROLLED_BACK, Cause.ERROR)],

@@ -97,8 +97,13 @@ class SlowLayer:
             return Refusal.NOT_IN_TABLE
         if anew and row.generation == LAST:
             return Refusal.GENERATIONS_USED_UP
-        known = strategy == -1 or strategy in STRATEGIES
-        return Refusal.NONE if known else Refusal.UNKNOWN_STRATEGY
+        if strategy != -1 and strategy not in STRATEGIES:
+            return Refusal.UNKNOWN_STRATEGY
+        if batch.cause[i] not in list(Cause):
+            return Refusal.UNKNOWN_CAUSE
+        bare = _given(batch.blueprint_id[i], row.blueprint) < 0
+        needs = S.TRAINING <= target <= S.FOSSILIZED
+        return Refusal.NO_BLUEPRINT if needs and bare else Refusal.NONE
 
     def _write(self, batch: TransitionBatch, i: int) -> None:
         old, target = self.rows[batch.seed_ids[i]], int(batch.target[i])

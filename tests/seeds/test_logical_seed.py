@@ -101,7 +101,9 @@ def test_user_given_chunks_are_those_of_the_seeds() -> None:
 def test_history_names_states_causes_and_epochs_oldest_first() -> None:
     host = layer()
     for number, (source, target) in enumerate(pairwise(PATHS[S.ROLLED_BACK])):
-        batch = transitions([1], source, target, cause=Cause.TIMEOUT, epoch=10 + number)
+        batch = transitions(
+            [1], source, target, cause=Cause.TIMEOUT, epoch=10 + number, blueprint_id=0
+        )
         assert host.state.compare_and_set(batch)[0].all()
     again = transitions([1], S.ROLLED_BACK, S.DORMANT, cause=Cause.REPLANT, epoch=99)
     assert host.state.compare_and_set(again)[0].all()

@@ -306,7 +306,7 @@ def test_signals_of_other_seeds_are_refused_and_change_nothing(ids: list[int]) -
 def test_lesson_25_each_strategy_gives_an_alpha_of_its_own() -> None:
     state = ExtendedStateTensor(5)
     for seed_id in range(5):
-        batch = transitions([seed_id], S.DORMANT, S.GERMINATED, strategy=seed_id)
+        batch = transitions([seed_id], S.DORMANT, S.GERMINATED, strategy=seed_id, blueprint_id=0)
         state.compare_and_set(batch)
     for source, target in ((S.GERMINATED, S.TRAINING), (S.TRAINING, S.GRAFTING)):
         state.compare_and_set(transitions(range(5), source, target))
@@ -335,6 +335,27 @@ def test_lesson_25_a_seed_that_grafts_again_remembers_nothing() -> None:
     assert len(state.grafting) == 0
     state.compare_and_set(transitions([0], S.ROLLED_BACK, S.DORMANT, cause=Cause.REPLANT))
     for source, target in pairwise(PATHS[S.GRAFTING]):
-        state.compare_and_set(transitions([0], source, target, generation=1))
+        batch = transitions([0], source, target, generation=1, blueprint_id=0)
+        state.compare_and_set(batch)
     assert state.grafting["pause"].tolist() == [0]
     assert np.isnan(state.grafting["performance_delta"]).all()
+
+
+@pytest.mark.parametrize("cause", [-1, 5, 99, 70_000])
+def test_a_cause_that_does_not_exist_is_refused_and_other_rows_are_applied(cause: int) -> None:
+    state = ExtendedStateTensor(2)
+    batch = transitions([0, 1], S.DORMANT, S.GERMINATED, cause=[cause, Cause.USER])
+    applied, reason = state.compare_and_set(batch)
+    assert applied.tolist() == [False, True]
+    assert reason.tolist() == [Refusal.UNKNOWN_CAUSE, Refusal.NONE]
+
+
+def test_a_seed_without_a_blueprint_cannot_enter_a_state_that_needs_one() -> None:
+    state = ExtendedStateTensor(2)
+    state.compare_and_set(transitions([0, 1], S.DORMANT, S.GERMINATED, blueprint_id=[-1, 0]))
+    applied, reason = state.compare_and_set(transitions([0, 1], S.GERMINATED, S.TRAINING))
+    assert applied.tolist() == [False, True]
+    assert reason.tolist() == [Refusal.NO_BLUEPRINT, Refusal.NONE]
+    later = transitions([0], S.GERMINATED, S.TRAINING, blueprint_id=4)
+    assert state.compare_and_set(later)[0].all()
+    assert state.columns[state.BLUEPRINT_ID].tolist() == [4, 0]
