@@ -143,7 +143,9 @@ def plan(config_path: str, overrides: tuple[str, ...], as_json: bool) -> None:
     config = _load(config_path, overrides)
     from esper_ray.console import plan_document, plan_table
     from esper_ray.planning import plan_run
+    from esper_ray.storage import Root
 
+    Root.open(config.storage_url, config.storage.options)  # connects to nothing
     document = plan_document(config, plan_run(config))
     if as_json:
         _print_json(document)
@@ -170,8 +172,8 @@ def _stored(url: str) -> Root:
 
     named = os.path.join("runs", url, "checkpoints")
     root = Root.open(named if "/" not in url and os.path.isdir(named) else url)
-    if not root.names(""):
-        raise CheckpointNotFound(f"nothing is stored at {root.url}", "check the URL")
+    if not {"FORMAT.json", "commits", "epochs"} & {*root.names("")}:
+        raise CheckpointNotFound(f"no run is stored at {root.url}", "check the URL")
     return root
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from esper_ray.errors import CheckpointNotFound, ConfigError, CorruptError
 from esper_ray.events.log import EventKind, Events, Gate, decode, parse_gate
+from esper_ray.grafting import STRATEGIES
 from esper_ray.lifecycle import TERMINAL_STATES, ExtendedLifecycle
 from esper_ray.storage import LogRef, RunLog
 
@@ -37,10 +38,20 @@ def explain(log: RunLog, layer: str, seed_id: int) -> dict[str, Any]:
         "seed": seed_id,
         "generation": max([0, *(r["generation"] + (r["kind"] == EventKind.REPLANT) for r in rows)]),
         "state": None if state is None else state.name,
+        "strategy": _strategy(rows),
         "history": history,
         "waiting": waiting,
         "continues": source,
     }
+
+
+def _strategy(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Name of the strategy that the seed was planted with, in its present generation."""
+    given = [row["strategy"] for row in rows if row["kind"] in _MOVES and row["strategy"] >= 0]
+    if not given:
+        return None
+    known = STRATEGIES.get(given[-1])
+    return known.name if known else f"number {given[-1]}"
 
 
 def _first_state(rows: Sequence[Mapping[str, Any]], *, elsewhere: bool) -> ExtendedLifecycle | None:
@@ -149,6 +160,8 @@ def explain_text(document: Mapping[str, Any]) -> str:
     """The document of `explain` in words: a line for each move, then why the seed is there."""
     state, generation = document["state"] or "unknown", document["generation"]
     lines = [f"{document['layer']}, seed {document['seed']}, generation {generation}: {state}"]
+    if document["strategy"]:
+        lines[0] += f", grafting {document['strategy']}"
     if document["continues"]:
         lines.append(f"continues {document['continues']}, whose log tells what came before")
     lines += [*(_move_line(move) for move in document["history"]), _reason(document)]

@@ -196,6 +196,7 @@ def _coordinator_spec(config: RunConfig, stages: int) -> CoordinatorSpec:
             replanting=lifecycle.replanting,
         ),
         grafting=_grafting_settings(config),
+        factory=config.model.factory,
         manifest={
             "run": config.run,
             "config": identity,

@@ -15,6 +15,7 @@ from esper_ray.actors.remote import RemoteActor
 from esper_ray.config import RunConfig
 from esper_ray.errors import ConfigError
 from esper_ray.events.messages import EpochReport, Evaluation
+from esper_ray.lifecycle import move_of
 from esper_ray.planning import RunPlan, plan_run
 from esper_ray.storage import CheckpointManager, Root, RunLog, manifest, split_url
 
@@ -150,6 +151,7 @@ class Runtime:
         It is judged like any other move at the next epoch boundary, whose EpochReport holds an
         answer per seed under the number returned here. ConfigError for an unknown action.
         """
+        move_of(action)
         return self._engine.request(action, layer_id, seed_ids)
 
     def scores(self, evaluation: Evaluation) -> dict[str, float]:
@@ -167,6 +169,11 @@ class Runtime:
 
     def _find(self, resume: str) -> Found | None:
         if resume == "never":
+            older = len(RunLog(self.root).commit_numbers())
+            if older:
+                self._warn(
+                    f"{older} checkpoints of earlier starts at {self.root.url} are set aside"
+                )
             return None
         if resume == "auto":
             newest = CheckpointManager(RunLog(self.root)).newest_valid(self._warn)
@@ -192,7 +199,7 @@ class Runtime:
         if int(found.body["epoch"]) > self.config.train.epochs:
             raise ConfigError(
                 f"the checkpoint is at epoch {found.body['epoch']}, past train.epochs",
-                f"raise train.epochs above {self.config.train.epochs}",
+                f"set train.epochs to at least {found.body['epoch']}",
             )
         self._warn(f"resuming {found.root.url} at step {found.body['step']}")
         return found

@@ -87,6 +87,7 @@ def test_history_of_a_seed_is_told_over_all_commits() -> None:
         "seed",
         "generation",
         "state",
+        "strategy",
         "history",
         "waiting",
         "continues",

@@ -32,8 +32,24 @@ def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0].startswith("64 {")
-    assert done.stdout.splitlines()[-1] == "2"
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("64 {")
+    assert lines[1:] == ["0 NONE", "99 UNKNOWN_SEED", "2"]
+
+
+def test_the_model_of_the_readme_runs(tmp_path: Path) -> None:
+    (tmp_path / "mymodel.py").write_text(blocks("python")[-1])
+    (tmp_path / "mine.yaml").write_text(blocks("yaml")[0])
+    done = subprocess.run(
+        [sys.executable, "-m", "esper_ray", "train", "mine.yaml", "--local"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "mine: 16 steps" in done.stdout
 
 
 def test_every_command_of_the_readme_exists() -> None:

@@ -30,6 +30,7 @@ from esper_ray.events.messages import (
 )
 from esper_ray.grafting import GraftingSettings, StrategySelector
 from esper_ray.growth import judging
+from esper_ray.growth.assembly import load_module
 from esper_ray.lifecycle import ACTIONS, Decisions, ExtendedLifecycle, LifecycleManager
 from esper_ray.policy import (
     LayerReport,
@@ -46,7 +47,10 @@ _S = ExtendedLifecycle
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorSpec:
-    """What to coordinate: `manifest` is put into every run commit as it is."""
+    """What to coordinate: `manifest` is put into every run commit as it is.
+
+    The module of `factory`, the model's, may register strategies of its own.
+    """
 
     stages: int
     epochs: int
@@ -56,6 +60,7 @@ class CoordinatorSpec:
     policy: PolicySettings
     manager: LifecycleManager
     grafting: GraftingSettings
+    factory: str
     manifest: Mapping[str, object]
 
 
@@ -63,6 +68,7 @@ class LifecycleCoordinator:
     """One per run. Telemetry comes in, one transition batch per layer goes out."""
 
     def __init__(self, spec: CoordinatorSpec, root: Root) -> None:
+        load_module(spec.factory)
         self._spec, self._root = spec, root
         self._selector = StrategySelector(spec.grafting)
         self._reports: dict[int, StageReport] = {}

@@ -27,7 +27,7 @@ from esper_ray.seeds import ExtendedStateTensor
 _S = ExtendedLifecycle
 _ROAD = tuple(_S)[:8]
 _MANAGER = LifecycleManager(minimum_epochs=dict.fromkeys(MINIMUM_EPOCHS, 0))
-_SETTINGS = GraftingSettings()
+_SETTINGS, _POLICY = GraftingSettings(), PolicySettings()
 _MEASURED = {
     "local_loss": 0.1,
     "delta_ratio": 0.1,
@@ -81,7 +81,7 @@ def _targets(ids: NDArray[np.int64]) -> NDArray[np.int32]:
 def _request(
     state: ExtendedStateTensor,
     ids: NDArray[np.int64],
-    target: NDArray[np.int32] | int,
+    target: NDArray[np.int32],
     metrics: dict[str, NDArray[np.float64]],
 ) -> TransitionBatch:
     """Read the rows, judge, and make the batch of what was accepted."""
@@ -91,19 +91,20 @@ def _request(
         seed_ids=ids,
         generation=view.generation,
         source=view.state,
-        target=np.asarray(target, dtype=np.int32) + np.zeros(rows, dtype=np.int32),
+        target=target,
         cause=np.zeros(rows, dtype=np.int32),
         epochs_in_state=view.epochs_in_state,
         error_count=view.error_count,
         metrics=metrics,
     )
     decisions = _MANAGER.judge(requests)
-    batch = transition_batch(decisions, PolicySettings(), number=1, epoch=3, checkpoint_id=1)
+    batch = transition_batch(decisions, _POLICY, number=1, epoch=3, checkpoint_id=1)
     return batch.take(decisions.accepted) if np.count_nonzero(decisions.reason) else batch
 
 
 def _move(state: ExtendedStateTensor, ids: NDArray[np.int64], target: int) -> None:
-    state.compare_and_set(_request(state, ids, target, _metrics(len(ids))))
+    targets = np.full(len(ids), target, dtype=np.int32)
+    state.compare_and_set(_request(state, ids, targets, _metrics(len(ids))))
 
 
 def _metrics(rows: int) -> dict[str, NDArray[np.float64]]:

@@ -6,11 +6,11 @@ from esper_ray.grafting.memory import BIRTH, COLUMNS, GraftingMemory
 from esper_ray.grafting.outcomes import Ending, StrategyOutcome, StrategyOutcomes
 from esper_ray.grafting.registry import (
     STRATEGIES,
-    known_strategies,
     register_strategy,
     strategy_id,
     strategy_name,
     strategy_names,
+    unknown_strategies,
 )
 from esper_ray.grafting.selector import StrategySelector
 from esper_ray.grafting.settings import GraftingSettings, SelectorSettings
@@ -41,9 +41,9 @@ __all__ = [
     "StrategyOutcomes",
     "StrategySelector",
     "advance_alpha",
-    "known_strategies",
     "register_strategy",
     "strategy_id",
     "strategy_name",
     "strategy_names",
+    "unknown_strategies",
 ]

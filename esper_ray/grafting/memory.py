@@ -104,9 +104,12 @@ class GraftingMemory:
             grown[:used] = self._table[:used]
             self._table = grown
         self._table[used:needed] = _NEWBORN
-        self._table["seed_id"][used:needed] = fresh
+        own = self._table["seed_id"][:needed]
+        own[used:] = fresh
         self._rows.update(zip(fresh, range(used, needed), strict=True))
-        self._ordered = False
+        start = max(used - 1, 0)
+        ascending = np.count_nonzero(own[start + 1 :] > own[start:-1]) == needed - start - 1
+        self._ordered = (self._ordered or used == 0) and ascending
 
     def leave(self, ids: NDArray[np.int64]) -> None:
         """Forget these seeds; those without a row are ignored."""

@@ -38,11 +38,10 @@ def strategy_names() -> tuple[str, ...]:
     return tuple(kind.name for _, kind in sorted(STRATEGIES.items()))
 
 
-def known_strategies(numbers: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """(rows,) True where a strategy of that number is registered, or the number is -1, none."""
-    if np.count_nonzero(numbers == -1) == len(numbers):
-        return np.ones(len(numbers), dtype=np.bool_)
-    return np.isin(numbers, [-1, *STRATEGIES])
+def unknown_strategies(numbers: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """(rows,) True where no strategy has that number; -1, none given, is fine."""
+    given = np.not_equal(numbers, -1)
+    return given & ~np.isin(numbers, list(STRATEGIES)) if np.count_nonzero(given) else given
 
 
 def strategy_id(name: str) -> int:

@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,16 @@ from esper_ray.layers import ChunkedKasminaLayer
 from esper_ray.models import StageFactory
 
 
+def load_module(factory: str) -> ModuleType:
+    """The module of `package.module:function`; importing it may register what it defines."""
+    return importlib.import_module(factory.partition(":")[0])
+
+
 def load_factories(factory: str, args: Mapping[str, object]) -> list[StageFactory]:
     """Call `package.module:function` with `args`; ConfigError where it yields no stages."""
-    module_name, _, function_name = factory.partition(":")
+    function_name = factory.partition(":")[2]
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-        stages = list(function(**args))
+        stages = list(getattr(load_module(factory), function_name)(**args))
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"model.factory {factory!r} cannot be used: {error}",
@@ -70,7 +75,7 @@ def inspect_stages(stages: Sequence[StageFactory], sample: Tensor) -> list[list[
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
             raise ConfigError(
                 f"stage {stage.name!r} cannot take the data set's samples: {error}",
-                "make model.args fit data.args",
+                "make model.args fit data.args; a stage's function must build its modules itself",
             ) from error
         for hook in hooks:
             hook.remove()

@@ -13,7 +13,7 @@ from esper_ray.lifecycle.gates import (
     gate_of,
 )
 from esper_ray.lifecycle.manager import LifecycleManager
-from esper_ray.lifecycle.refusal import REASONS, Refusal, first_failed
+from esper_ray.lifecycle.refusal import REASONS, Refusal, below, first_failed
 from esper_ray.lifecycle.requests import Decisions, Explanation, Requests
 from esper_ray.lifecycle.states import (
     ACTIVE_STATES,
@@ -61,6 +61,7 @@ __all__ = [
     "Shut",
     "StateTransition",
     "TransitionContext",
+    "below",
     "first_failed",
     "gate_of",
     "move_of",

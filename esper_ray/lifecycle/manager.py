@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from esper_ray.errors import ConfigError
 from esper_ray.lifecycle.budgets import Budgets, admit
 from esper_ray.lifecycle.gates import GATES, GateSettings, gate_of
-from esper_ray.lifecycle.refusal import Refusal
+from esper_ray.lifecycle.refusal import Refusal, below
 from esper_ray.lifecycle.requests import Decisions, Requests
 from esper_ray.lifecycle.states import MINIMUM_EPOCHS, Cause, ExtendedLifecycle
 from esper_ray.lifecycle.transitions import LAST_GENERATION, MOVES, RENEWABLE
@@ -56,7 +56,7 @@ class LifecycleManager:
     def judge(self, requests: Requests) -> Decisions:
         """Decide every row on its own; work grows with the rows, and nothing is changed."""
         source, target = requests.source, requests.target
-        known = (np.minimum(source, target) >= 0) & (np.maximum(source, target) < _STATES)
+        known = below(source, _STATES) & below(target, _STATES)
         all_known = np.count_nonzero(known) == len(known)
         edge = (
             source * _STATES + target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,3 +66,10 @@ def first_failed(
         if np.count_nonzero(rows):
             reason[rows] = code
     return reason
+
+
+def below(numbers: NDArray[np.integer[Any]], limit: int) -> NDArray[np.bool_]:
+    """(rows,) True where 0 <= number < limit; seen as unsigned, a negative number is large."""
+    unsigned = numbers.view(f"u{numbers.dtype.itemsize}")
+    inside: NDArray[np.bool_] = unsigned < limit
+    return inside

@@ -124,23 +124,16 @@ class SeedColumns(MirroredBuffers):
             return self._look(seed_ids)
 
     def _look(self, ids: NDArray[np.int64] | None = None) -> SeedView:
-        columns, generation, alpha = (
-            self.fetch("columns"),
+        columns = self.fetch("columns")
+        shown = (
+            columns[self.LIFECYCLE_STATE],
+            columns[self.EPOCHS_IN_STATE],
             self.host("generation"),
+            columns[self.GRAFTING_STRATEGY],
+            columns[self.ERROR_COUNT],
             self.host("alpha"),
         )
-        if ids is None:
-            columns, generation, alpha = columns.copy(), generation.copy(), alpha.copy()
-        else:
-            columns, generation, alpha = columns[:, ids], generation[ids], alpha[ids]
-        return SeedView(
-            state=columns[self.LIFECYCLE_STATE],
-            epochs_in_state=columns[self.EPOCHS_IN_STATE],
-            generation=generation,
-            strategy=columns[self.GRAFTING_STRATEGY],
-            error_count=columns[self.ERROR_COUNT],
-            alpha=alpha,
-        )
+        return SeedView(*((c.copy() if ids is None else c[ids]) for c in shown))
 
     def last_change(self, ids: NDArray[np.int64] | None = None) -> NDArray[np.int32]:
         """Lifecycle epoch of the last history entry of some seeds, -1 where there is none."""

@@ -15,7 +15,7 @@ from esper_ray.grafting import (
     GraftingSettings,
     StrategySelector,
     advance_alpha,
-    known_strategies,
+    unknown_strategies,
 )
 from esper_ray.lifecycle import (
     BLENDED_STATES,
@@ -26,6 +26,7 @@ from esper_ray.lifecycle import (
     Cause,
     ExtendedLifecycle,
     Refusal,
+    below,
     first_failed,
 )
 from esper_ray.seeds.columns import HISTORY_LENGTH, SeedColumns
@@ -38,10 +39,9 @@ _STATES: Final = len(ExtendedLifecycle)
 _CODES: Final = np.arange(_STATES)
 _BLENDED: Final = np.isin(_CODES, list(BLENDED_STATES)).astype(np.float32)
 _FREED: Final = np.isin(_CODES, [_S.DORMANT, _S.CULLED, _S.CANCELLED])
-_NEEDS_BLUEPRINT: Final = np.isin(_CODES, range(_S.TRAINING, _S.CULLED))
 _CAUSES: Final = len(Cause)
 _FIRST_TERMINAL: Final = int(min(TERMINAL_STATES))  # all states from here on are terminal
-_GRAFTING: Final = int(_S.GRAFTING)
+_GERMINATED, _TRAINING, _GRAFTING = int(_S.GERMINATED), int(_S.TRAINING), int(_S.GRAFTING)
 
 _IS_TERMINAL, _NOT_IN_TABLE = int(Refusal.TERMINAL), int(Refusal.NOT_IN_TABLE)
 _CHECKS: Final = (
@@ -84,8 +84,9 @@ class ExtendedStateTensor(SeedColumns):
             if mode == "all" and reason.any():
                 reason[reason == 0] = Refusal.BATCH_REFUSED
             applied = reason == 0
-            if applied.any():
-                self._commit(batch if applied.all() else batch.take(applied))
+            count = np.count_nonzero(applied)
+            if count:
+                self._commit(batch if count == len(applied) else batch.take(applied))
         return applied, reason
 
     def _refusals(self, batch: TransitionBatch) -> NDArray[np.uint8]:
@@ -93,18 +94,16 @@ class ExtendedStateTensor(SeedColumns):
         rows, known = self._known(ids)
         state = self.host("columns")[self.LIFECYCLE_STATE][rows]
         generation = self.host("generation")[rows]
-        valid = (target >= 0) & (target < _STATES)
+        valid = below(target, _STATES)
         all_valid = np.count_nonzero(valid) == len(valid)
         move_target = target if all_valid else np.where(valid, target, 0)
         move = MOVES[state, move_target]
         current = (state == batch.expected_state) & (generation == batch.expected_generation)
-        twice, strange = repeated(ids), ~known_strategies(batch.strategy)
-        groundless = (batch.cause < 0) | (batch.cause >= _CAUSES)
-        bare = _NEEDS_BLUEPRINT[move_target] & (batch.blueprint_id < 0)
-        bare &= self.host("columns")[self.BLUEPRINT_ID][rows] < 0
-        wrong = ~(known & valid & current & (move == 0)) | twice | strange | groundless | bare
-        if not np.count_nonzero(wrong):  # the usual case need not know why
-            return np.zeros(len(ids), dtype=np.uint8)
+        twice, strange = repeated(ids), unknown_strategies(batch.strategy)
+        reasoned, bare = below(batch.cause, _CAUSES), self._bare(batch, rows, state)
+        fine = known & current & (move == 0) & reasoned  # no move leads to 0, the stand-in
+        if np.count_nonzero(fine) == len(ids) and not np.count_nonzero(twice | strange | bare):
+            return np.zeros(len(ids), dtype=np.uint8)  # the usual case need not know why
         anew = batch.replants  # no move of the table
         terminal = (move == _IS_TERMINAL) & ~anew
         illegal = np.where(anew, ~RENEWABLE[state], move == _NOT_IN_TABLE)
@@ -118,14 +117,25 @@ class ExtendedStateTensor(SeedColumns):
             illegal,
             anew & (generation == LAST_GENERATION),
             strange,
-            groundless,
+            ~reasoned,
             bare,
         )
         return first_failed(_CHECKS, failed)
 
+    def _bare(
+        self, batch: TransitionBatch, rows: NDArray[np.int64], state: NDArray[np.int32]
+    ) -> NDArray[np.bool_]:
+        """Rows that leave GERMINATED for TRAINING, whence all others come, without a blueprint."""
+        leaving = np.equal(batch.target, _TRAINING)
+        if not np.count_nonzero(leaving):
+            return leaving
+        own = self.host("columns")[self.BLUEPRINT_ID][rows]
+        leaving &= (state == _GERMINATED) & (own < 0) & (batch.blueprint_id < 0)
+        return leaving
+
     def _known(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Ids that can index, and which of them are seeds of this layer."""
-        known = (ids >= 0) & (ids < self.num_seeds)
+        known = below(ids, self.num_seeds)
         return (ids if np.count_nonzero(known) == len(ids) else np.where(known, ids, 0)), known
 
     def _commit(self, batch: TransitionBatch) -> None:

@@ -108,6 +108,7 @@ def spec(**given: Any) -> CoordinatorSpec:
         "policy": PolicySettings(germinate_after=0, blueprint_id=3, strategy_id=0),
         "manager": LifecycleManager(minimum_epochs=MINIMA),
         "grafting": GraftingSettings(),
+        "factory": "esper_ray.models:byte_mlp",
         "manifest": {"run": "fake", "config": {"seed": 1}},
     }
     return CoordinatorSpec(**{**values, **given})

@@ -138,6 +138,16 @@ async def test_refused_request_is_logged_though_its_epoch_does_not_commit(root: 
     assert told == [(1, "USER", 0), (2, "POLICY", 0), (2, "POLICY", 1)]
 
 
+async def test_what_a_person_had_done_is_committed_at_once(root: Root) -> None:
+    coordinator, *_ = await build(root, policy=LATE)
+    await coordinator.request("cancel", "layer", [0])
+    done, (found,) = await answers(coordinator, [S.TRAINING] * 2, epochs=5)
+    assert (found.refusal, done.commit) == (Refusal.NONE, 1)
+    await coordinator.request("cancel", "layer", [7])
+    seen = telemetry([S.CANCELLED, S.TRAINING], epochs=0, epoch=1)
+    assert (await run_epoch(coordinator, report(1, seen))).commit is None  # nothing was done
+
+
 async def test_answer_is_given_in_one_epoch_only(root: Root) -> None:
     coordinator, *_ = await build(root, policy=LATE)
     await coordinator.request("cull", "layer", [0])

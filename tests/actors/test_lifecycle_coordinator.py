@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 
 from esper_ray.errors import RunFailed
 from esper_ray.events.log import EventKind
+from esper_ray.events.messages import EpochReport, Evaluation, EvaluationRequest
 from esper_ray.lifecycle import ExtendedLifecycle as S
 from esper_ray.lifecycle import Refusal
 from esper_ray.storage import Root, RunLog, manifest
-from tests.actors.coordination import READY, build, logged, report, run_epoch
+from tests.actors.coordination import READY, Layers, build, logged, report, run_epoch
 from tests.builders import telemetry
 
 # ------------------------------------------------------------------ collecting
@@ -232,3 +234,41 @@ async def test_rows_that_a_layer_refuses_are_no_events(root: Root) -> None:
     layers.refusal = Refusal.STALE_GENERATION
     await run_epoch(coordinator, report(0, telemetry([S.DORMANT] * 2, epochs=1)))
     assert len(logged(root, EventKind.TRANSITION, EventKind.REFUSAL)) == 0
+
+
+# ------------------------------------------------------------------ a loss that is no number
+
+
+class Spoiled(Layers):
+    """Evaluates to NaN unless the seeds of `culprits` are off; alone a culprit is enough."""
+
+    culprits: tuple[int, ...] = ()
+
+    async def evaluate(self, request: EvaluationRequest) -> Evaluation:
+        plain = await super().evaluate(request)
+        alphas = request.alphas.get("layer")
+        on = np.ones((request.settings, 1)) if alphas is None else alphas[:, list(self.culprits)]
+        loss = np.where((on > 0).any(axis=1), math.nan, plain.loss)
+        change = loss - loss[0]
+        return Evaluation(loss, plain.accuracy, change, change, change, plain.samples)
+
+
+async def spoiled(root: Root, culprits: tuple[int, ...]) -> EpochReport:
+    coordinator, layers, record = await build(root)
+    twin = Spoiled(layers.log, record.run_epoch)
+    twin.culprits = culprits
+    await coordinator.setup(twin, None, record)
+    states = [S.STABILIZATION, S.EVALUATING, S.FOSSILIZED]
+    return await run_epoch(coordinator, report(0, telemetry(states, epochs=0)))
+
+
+async def test_lesson_22_the_one_seed_that_spoils_the_loss_is_rolled_back(root: Root) -> None:
+    done = await spoiled(root, (1,))
+    assert done.moves == (("layer", 1, "EVALUATING", "ROLLED_BACK"),)
+    assert math.isnan(done.gate_loss)
+
+
+async def test_a_loss_that_no_single_seed_spoils_fails_the_run(root: Root) -> None:
+    with pytest.raises(RunFailed, match="no single seed is to blame") as caught:
+        await spoiled(root, (0, 1))
+    assert "resume an earlier checkpoint" in caught.value.hint

@@ -57,7 +57,14 @@ class Outcome:
         return error, "".join(rest)
 
 
-_PROGRESS = ("data ", "epoch ", "checkpoint ", "nothing is stored at ", "resuming ")
+_PROGRESS = (
+    "data ",
+    "epoch ",
+    "checkpoint ",
+    "nothing is stored at ",
+    "resuming ",
+    "4 checkpoints ",
+)
 
 Command = Callable[..., Outcome]
 

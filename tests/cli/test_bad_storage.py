@@ -172,3 +172,17 @@ def test_list_marks_what_it_cannot_vouch_for(cli: Command, store: Path, kind: st
         assert " damaged: " in rows[0]  # older commits may name the same segment
         alone = kind != "grafting"  # a commit without a seed in GRAFTING shares an empty table
         assert (" damaged: " not in rows[-1]) == alone
+
+
+@pytest.mark.parametrize("words", [("checkpoints", verb) for verb in ("list", "show", "verify")])
+def test_folder_that_holds_no_run_is_not_found(
+    cli: Command, here: Path, words: tuple[str, ...]
+) -> None:
+    (here / "other").mkdir()
+    (here / "other" / "notes.txt").write_text("mine")
+    assert "no run is stored at" in cli(*words, "other").failed(3)[0]
+
+
+@pytest.mark.parametrize("url", ["gopher://hole/run", "s3://bucket/run"])
+def test_plan_refuses_a_place_that_no_run_could_use(cli: Command, url: str) -> None:
+    assert url in cli("plan", "run.yaml", "--set", f"storage.url={url}").failed(2)[0]

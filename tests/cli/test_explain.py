@@ -42,6 +42,7 @@ def test_history_of_every_seed_is_told_as_one_document(
         "seed",
         "generation",
         "state",
+        "strategy",
         "history",
         "waiting",
         "continues",
@@ -62,7 +63,8 @@ def test_text_tells_each_move_and_why_the_seed_waits(cli: Command, store: Path) 
     done = explain(cli, "store", LAYERS[0], 2)
     assert (done.code, done.stderr) == (0, "")
     head, *moves, last = done.stdout.splitlines()
-    assert head == f"reader.hidden, seed 2, generation 0: {found['state']}"
+    assert found["strategy"] == "linear"
+    assert head == f"reader.hidden, seed 2, generation 0: {found['state']}, grafting linear"
     assert moves[0] == "epoch    1  DORMANT -> GERMINATED  policy"
     assert moves[2].startswith("epoch    3  TRAINING -> GRAFTING  policy  readiness gate: ")
     assert "delta_ratio" in moves[2]
@@ -151,7 +153,7 @@ def test_words_that_are_missing_are_usage_errors(cli: Command, words: tuple[str,
 def test_nothing_stored_is_not_found(cli: Command, everything: Look, run: str) -> None:
     before = everything()
     done = explain(cli, run, LAYERS[0], 0)
-    assert "nothing is stored at" in done.failed(3)[0]
+    assert "no run is stored at" in done.failed(3)[0]
     assert done.stdout == ""
     assert everything() == before
 

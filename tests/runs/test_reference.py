@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -94,3 +95,20 @@ def test_a_seed_learns_to_reproduce_its_chunk_and_is_grafted(make_config: Config
     lifecycle = config.lifecycle.model_copy(update={"gates": gates})
     result, _ = run(config.model_copy(update={"lifecycle": lifecycle}), local=True)
     assert "STABILIZATION" in result.states_visited
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_strategy_from_the_module_of_the_model_works_through_actors_too(
+    make_config: ConfigMaker, ray_cluster: str
+) -> None:
+    mine: dict[str, Any] = {
+        "model__factory": "tests.models_for_tests:two_stages_and_a_strategy",
+        "seeds__grafting": {"strategy": "square_for_tests", "ramp_epochs": 6},
+        "train__epochs": 14,
+    }
+    alone, here = run(make_config("local", **mine), local=True)
+    spread, there = run(make_config("actors", cluster__address=ray_cluster, **mine), local=False)
+    assert [r.moves for r in here] == [r.moves for r in there]
+    assert "STABILIZATION" in alone.states_visited
+    assert alone.states_visited == spread.states_visited

@@ -131,3 +131,17 @@ def test_requests_reach_a_run_on_actors(make_config: ConfigMaker, ray_cluster: s
         assert stored_states(log, LAYER)[0] is S.CANCELLED
     assert found[0] == found[1]
     assert [len(answers) for answers in found[0].values()] == [2, 1]
+
+
+@pytest.mark.parametrize("local", [True, pytest.param(False, marks=pytest.mark.ray)])
+def test_an_action_that_does_not_exist_harms_no_run(
+    make_config: ConfigMaker, ray_cluster: str, local: bool
+) -> None:
+    config = make_config(cluster__address=ray_cluster, train__epochs=2)
+    with Runtime(config, local=local) as runtime:
+
+        def ask(report: EpochReport) -> None:
+            with pytest.raises(ConfigError, match="no action is named 'explode'"):
+                runtime.request("explode", "reader.hidden", [report.epoch])
+
+        assert runtime.fit("never", on_epoch=ask).status == "completed"
