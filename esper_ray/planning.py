@@ -34,7 +34,7 @@ from esper_ray.seeds import ChunkManager, SeedBank
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """One matched layer: where it lives and what its seeds may add."""
+    """One matched layer: where it lives and what its seeds add if each of them grows."""
 
     layer_id: str
     stage: str
@@ -154,6 +154,7 @@ def _layer_plan(
     with torch.device("meta"):
         shape = BlueprintShape(chunk, seeds.hidden, module.inputs)
         bank = SeedBank(blueprint(seeds.blueprint), shape, count)
+        bank.resize(count)
     return LayerPlan(
         layer_id=module.layer_id,
         stage=factories[module.stage].name,

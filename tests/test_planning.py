@@ -38,13 +38,18 @@ def test_stages_and_layers_follow_the_model() -> None:
     assert found.card.name == "stdlib_text"
 
 
-def test_planned_numbers_are_those_of_the_built_stage() -> None:
-    found = plan(seeds={"seeds_per_layer": 3})
+@pytest.mark.parametrize(("hidden", "seeds", "chunk"), [(10, 3, 4), (160, 80, 2)])
+def test_planned_numbers_are_those_of_the_built_stage_when_every_seed_has_grown(
+    hidden: int, seeds: int, chunk: int
+) -> None:
+    model = {"args": {"window": 4, "embedding": 4, "hidden": hidden}}
+    found = plan(model=model, seeds={"seeds_per_layer": seeds, "targets": ["*.hidden"]})
     for spec, layer in zip(found.stages, found.layers, strict=True):
         trainer = Stage(spec).trainers[layer.layer_id]
         bank = trainer.layer.bank
-        assert (layer.width, layer.seeds, layer.chunk) == (10, 3, 4)
-        assert layer.seed_parameters == bank.weights_per_seed * 3
+        bank.claim(torch.arange(seeds))
+        assert (layer.width, layer.seeds, layer.chunk) == (hidden, seeds, chunk)
+        assert layer.seed_parameters == bank.weights_per_seed * seeds
         assert layer.bytes == sum(t.nbytes for t in (*bank.parameters(), *bank.buffers()))
         assert layer.host_parameters == sum(
             p.numel() for p in trainer.layer.base_layer.parameters()

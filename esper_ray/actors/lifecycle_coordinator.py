@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from esper_ray.actors.commands import Commands
 from esper_ray.actors.deliveries import Deliveries
@@ -31,7 +30,7 @@ from esper_ray.events.messages import (
 from esper_ray.grafting import GraftingSettings, StrategySelector
 from esper_ray.growth import judging
 from esper_ray.growth.assembly import load_module
-from esper_ray.lifecycle import ACTIONS, Decisions, ExtendedLifecycle, LifecycleManager
+from esper_ray.lifecycle import Decisions, ExtendedLifecycle, LifecycleManager, by_people
 from esper_ray.policy import (
     LayerReport,
     Measurement,
@@ -221,7 +220,7 @@ class LifecycleCoordinator:
         for name, decided in decisions.items():
             self._commands.settle(name, decided.requests.seed_ids, decided.reason)
             self._journal.refusals(
-                decided.take(_by_people(decided.requests.cause)), now.epoch, now.step
+                decided.take(by_people(decided.requests.cause)), now.epoch, now.step
             )
         for answer in await self._pipeline.apply(list(batches.values()), metrics):
             name, stamp = answer.body.layer_id, answer.stamp
@@ -272,11 +271,11 @@ class LifecycleCoordinator:
         after what people asked for: a run that is done again does not ask again."""
         periodic = (now.epoch + 1) % self._spec.every_epochs == 0
         grafted = any((batch.target == _S.GRAFTING).any() for batch in applied)
-        asked = any(_by_people(batch.cause).any() for batch in applied)
+        asked = any(by_people(batch.cause).any() for batch in applied)
         if not (periodic or grafted or asked or now.epoch + 1 == self._spec.epochs):
             return None
         for decided in decisions.values():
-            by_policy = decided.take(~_by_people(decided.requests.cause))
+            by_policy = decided.take(~by_people(decided.requests.cause))
             self._journal.refusals(by_policy, now.epoch, now.step)
         segments = await self._pipeline.save()
         steps, losses = zip(*self._losses, strict=True)
@@ -293,14 +292,9 @@ class LifecycleCoordinator:
         }
         told = self._log.put_log(self._seq, event_log.encode(events), len(events))
         self._log.commit(self._seq, body, segments, told)
-        self._losses, committed = [], self._seq
-        self._seq += 1
-        return committed
+        self._losses, self._seq = [], self._seq + 1
+        return self._seq - 1
 
     def _next(self) -> int:
         self._progress.number += 1
         return self._progress.number
-
-
-def _by_people(cause: NDArray[np.int32]) -> NDArray[np.bool_]:
-    return np.isin(cause, [cause for _, cause in ACTIONS.values()])

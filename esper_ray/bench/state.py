@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from esper_ray.bench.plain_seeds import PlainSeed, plain_strategy
 from esper_ray.bench.rows import Row, make_row
+from esper_ray.blueprints import BlueprintShape, blueprint
 from esper_ray.events.messages import GraftingSignals, TransitionBatch
 from esper_ray.grafting import STRATEGIES, GraftingMemory, GraftingSettings
 from esper_ray.lifecycle import MINIMUM_EPOCHS, ExtendedLifecycle, LifecycleManager, Requests
 from esper_ray.policy import PolicySettings, transition_batch
-from esper_ray.seeds import ExtendedStateTensor
+from esper_ray.seeds import ExtendedStateTensor, SeedBank
 
 _S = ExtendedLifecycle
 _ROAD = tuple(_S)[:8]
@@ -220,21 +221,25 @@ _PARTS = {
     "alpha": "alpha",
     "generation": "generation",
 }
-_TELEMETRY_BYTES = 12  # float32 chunk mean, variance and gradient of one sampled step per epoch
-_STEPPED_BYTES = 1  # which rows the optimiser moves
+_TELEMETRY_BYTES = 12  # float32 chunk mean, variance and gradient, on the host
 
 
 def _memory() -> list[Row]:
     state = ExtendedStateTensor(_SEEDS)
+    bank = SeedBank(blueprint("bottleneck"), BlueprintShape(1, 32, 1), _SEEDS)
     items = {name: state.get_buffer(b).nbytes / _SEEDS for name, b in _PARTS.items()}
-    items |= {"slot map (a row is its seed's id)": 0.0, "stepped mask": _STEPPED_BYTES}
-    items["telemetry of a chunk"] = _TELEMETRY_BYTES
+    items["slot map"] = bank.slot_of_seed.nbytes / _SEEDS
+    held = sum(t.nbytes for t in (*bank.parameters(), *bank.buffers())) - bank.slot_of_seed.nbytes
     rows = [make_row(f"memory: {name}", size, "bytes/seed") for name, size in items.items()]
-    rows.append(make_row("memory: a seed not in GRAFTING", sum(items.values()), "bytes/seed", 150))
-    extra = GraftingMemory.BYTES_PER_ROW
-    rows.append(make_row("memory: more for a seed in GRAFTING", extra, "bytes/seed"))
-    rows.append(make_row("memory: telemetry accumulators", 0, "bytes/feature"))
-    return rows
+    return [
+        *rows,
+        make_row("memory: a seed not in GRAFTING", sum(items.values()), "bytes/seed", 150),
+        make_row("memory: more in GRAFTING, host", GraftingMemory.BYTES_PER_ROW, "bytes/seed"),
+        make_row("memory: telemetry of a chunk, host", _TELEMETRY_BYTES, "bytes/seed"),
+        make_row("memory: telemetry accumulators", 0, "bytes/feature"),
+        make_row("memory: a slot of a bank", held / bank.num_slots, "bytes/slot"),
+        make_row("memory: slots of a bank without a grown seed", bank.num_slots, "slots"),
+    ]
 
 
 # ---- scaling and concurrency ---------------------------------------------------------------------

@@ -39,7 +39,7 @@ class SeedTrainer:
 
     def reset_epoch(self) -> None:
         """Start an epoch: nothing measured yet."""
-        self._sampled: dict[str, Tensor] = {}
+        self._sampled: dict[str, NDArray[np.float32]] = {}
         self._learned: dict[str, Tensor] = {}
         self.refresh()
 
@@ -54,8 +54,9 @@ class SeedTrainer:
         self._norms = torch.full((len(self._grafting),), torch.nan)
 
     def _grafting_weights(self) -> dict[str, Tensor]:
-        weights = self.layer.bank.weights.items()
-        return {name: w.detach().index_select(0, self._grafting) for name, w in weights}
+        bank = self.layer.bank
+        slots = bank.slots(self._grafting)
+        return {name: w.detach().index_select(0, slots) for name, w in bank.weights.items()}
 
     def begin_step(self, sample: bool) -> None:
         """Clear gradients; `sample` asks for chunk telemetry in this step."""
@@ -87,10 +88,11 @@ class SeedTrainer:
 
     def step(self) -> None:
         """Move the rows whose state allows it; count a gradient that is not finite as an error."""
-        norms = gradient_norms(self.layer.bank)
-        self.layer.state.count_errors(self._stepped & ~norms.isfinite())
-        step_rows(self.layer.bank, self._stepped, norms, self.spec.optimizer)
-        self._norms = norms[self._grafting]
+        bank = self.layer.bank
+        norms = gradient_norms(bank)
+        self.layer.state.count_errors(self._stepped & ~norms.isfinite(), bank.seed_of_slot)
+        step_rows(bank, self._stepped, norms, self.spec.optimizer)
+        self._norms = norms[bank.slots(self._grafting)]
 
     def end_epoch(self, epoch: int) -> TelemetryBatch:
         """Advance every seed by one lifecycle epoch and report the epoch."""
@@ -118,8 +120,7 @@ class SeedTrainer:
     def _measured(self) -> dict[str, NDArray[np.float32]]:
         """Telemetry of the epoch, (seeds,) each, NaN where a seed was not measured."""
         seeds = self.layer.state.num_seeds
-        found = {name: _unmeasured(seeds) for name in _TELEMETRY}
-        found.update((name, values.cpu().numpy()) for name, values in self._sampled.items())
+        found = {name: _unmeasured(seeds) for name in _TELEMETRY} | self._sampled
         if self._learned:
             rows = self._learned["rows"].cpu().numpy()
             for name in ("local_loss", "delta_ratio"):
@@ -131,11 +132,12 @@ class SeedTrainer:
         rows = torch.arange(chunks.num_seeds, device=h.device)
         packed = chunks.pack(h)
         mean = chunk_mean(packed, chunks, rows)
-        self._sampled = {
+        sampled = {
             "chunk_mean": mean,
             "chunk_variance": chunk_mean((packed - mean[:, None]).pow(2), chunks, rows),
             "chunk_gradient": chunk_mean(chunks.pack(g).pow(2), chunks, rows).sqrt(),
         }
+        self._sampled = {name: values.cpu().numpy() for name, values in sampled.items()}
 
     def _signals(self) -> GraftingSignals:
         memory = self.layer.state.grafting

@@ -31,18 +31,18 @@ def _per_row(values: Tensor, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gradient_norms(bank: SeedBank) -> Tensor:
-    """(seeds,) Euclidean norm of each seed's gradient over all of its weights."""
+    """(slots,) Euclidean norm of each seed's gradient over all of its weights."""
     squares = [w.grad.flatten(1).pow(2).sum(1) for w in bank.weights.values() if w.grad is not None]
     if not squares:
-        return torch.zeros(bank.num_seeds, device=bank.step_count.device)
+        return torch.zeros(bank.num_slots, device=bank.step_count.device)
     return torch.stack(squares).sum(0).sqrt()
 
 
 @torch.no_grad()
 def step_rows(bank: SeedBank, mask: Tensor, norms: Tensor, settings: SlotAdamSettings) -> None:
-    """One Adam step of the rows where `mask` (seeds,) is True; other rows keep every bit.
+    """One Adam step of the rows where `mask` (slots,) is True; other rows keep every bit.
 
-    `norms` (seeds,) are the gradient norms. A row whose norm is not finite is left out, and so is
+    `norms` (slots,) are the gradient norms. A row whose norm is not finite is left out, and so is
     one without a gradient: stale momentum must not move it.
     """
     moved = mask & norms.isfinite() & (norms > 0)

@@ -104,20 +104,22 @@ def _impossible(columns: Columns, grafting: Columns, num_seeds: int) -> str | No
     return None
 
 
-def _row_tensors(rows: Tensor, tensors: Mapping[str, Tensor]) -> Tensors:
-    picked = {name: value.index_select(0, rows).cpu() for name, value in tensors.items()}
+def _row_tensors(rows: Tensor, slots: Tensor, tensors: Mapping[str, Tensor]) -> Tensors:
+    picked = {name: value.index_select(0, slots).cpu() for name, value in tensors.items()}
     return {"seed_id": rows.cpu().to(torch.int32), **picked}
 
 
 def grown_tensors(layer: ChunkedKasminaLayer) -> Tensors:
     """Weights and moments of the seeds that hold a blueprint, one row each."""
     rows = (layer.state.columns[layer.state.BLUEPRINT_ID] >= 0).nonzero().flatten()
-    return _row_tensors(rows, layer.bank.tensors())
+    return _row_tensors(rows, layer.bank.slots(rows), layer.bank.tensors())
 
 
 def rollback_tensors(layer: ChunkedKasminaLayer) -> Tensors:
-    """Copies that seeds left when they entered GRAFTING, one row each."""
-    return _row_tensors(layer.bank.parked.nonzero().flatten(), layer.bank.copies())
+    """Copies that seeds left when they entered GRAFTING, one row each, by seed id."""
+    bank = layer.bank
+    rows = bank.seed_of_slot[bank.parked].sort().values
+    return _row_tensors(rows, bank.slots(rows), bank.copies())
 
 
 def row_shapes(bank: SeedBank, rows: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -129,15 +131,16 @@ def row_shapes(bank: SeedBank, rows: int) -> dict[str, tuple[torch.dtype, tuple[
 def load_rows(layer: ChunkedKasminaLayer, grown: Tensors, copies: Tensors) -> None:
     """Take over stored rows; rows that are not stored are as at birth."""
     bank = layer.bank
-    bank.parked.zero_()
-    for stored, into in ((grown, bank.tensors()), (copies, bank.copies())):
+    for stored in (grown, copies):
         ids = stored["seed_id"].long()
         if len(torch.unique(ids)) != len(ids) or not ((ids >= 0) & (ids < bank.num_seeds)).all():
             raise CorruptError("stored seed ids repeat or are out of range")
-        for name, value in into.items():
-            value.zero_()
-            value[ids] = stored[name].to(value.device)
-    bank.parked[copies["seed_id"].long()] = True
+    bank.clear()
+    for stored, parts in ((grown, bank.tensors), (copies, bank.copies)):
+        slots = bank.claim(stored["seed_id"].long().to(bank.slot_of_seed.device))
+        for name, value in parts().items():
+            value[slots] = stored[name].to(value.device)
+    bank.parked[bank.slots(copies["seed_id"].long().to(bank.slot_of_seed.device))] = True
     layer.refresh()
 
 

@@ -146,9 +146,9 @@ class ChunkedKasminaLayer(nn.Module):
         return torch.from_numpy(self.state.view().rows(*states)).to(self.state.alpha.device)
 
     def stepped(self) -> Tensor:
-        """(seeds,) bool: rows whose weights the optimiser moves."""
-        mask = torch.zeros(self.state.num_seeds, dtype=torch.bool, device=self.state.alpha.device)
-        mask[self.rows_in(*STEPPED_STATES)] = True
+        """(slots,) bool: slots of the bank whose weights the optimiser moves."""
+        mask = torch.zeros_like(self.bank.parked)
+        mask[self.bank.slots(self.rows_in(*STEPPED_STATES))] = True
         return mask
 
     def seed(self, seed_id: int) -> LogicalSeed:

@@ -1,6 +1,6 @@
 """States, transitions, gates and budgets of seeds: tables and pure functions, without torch."""
 
-from esper_ray.lifecycle.actions import ACTIONS, move_of
+from esper_ray.lifecycle.actions import ACTIONS, by_people, move_of
 from esper_ray.lifecycle.budgets import UNLIMITED, Budgets
 from esper_ray.lifecycle.context import TransitionContext
 from esper_ray.lifecycle.gates import (
@@ -62,6 +62,7 @@ __all__ = [
     "StateTransition",
     "TransitionContext",
     "below",
+    "by_people",
     "first_failed",
     "gate_of",
     "move_of",

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+import numpy as np
+from numpy.typing import NDArray
+
 from esper_ray.errors import ConfigError
 from esper_ray.lifecycle.states import Cause, ExtendedLifecycle
 
@@ -27,3 +30,8 @@ def move_of(action: str) -> tuple[ExtendedLifecycle, Cause]:
     if action not in ACTIONS:
         raise ConfigError(f"no action is named {action!r}", f"choose one of: {', '.join(ACTIONS)}")
     return ACTIONS[action]
+
+
+def by_people(cause: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """(rows,) bool: causes that an action has."""
+    return np.isin(cause, [own for _, own in ACTIONS.values()])

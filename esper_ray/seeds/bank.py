@@ -1,9 +1,10 @@
-"""The stacked weights of all seeds of a layer, with their optimiser moments and safe copies."""
+"""The stacked weights of a layer's seeds, with their optimiser moments and safe copies."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -11,34 +12,55 @@ from torch import Tensor, nn
 from esper_ray.blueprints import Blueprint, BlueprintShape
 from esper_ray.keyed_random import keyed_uniform, stream_key
 
+FIRST_SLOTS: Final = 64
+
 
 class SeedBank(nn.Module):
-    """Weights (seeds, ...) of one blueprint, one row per seed; nothing here loops over seeds.
+    """Weights (slots, ...) of one blueprint; a seed that holds something has a slot.
 
-    `tensors()` is everything that makes up a seed's row: weights, Adam moments and step count.
-    `park` copies rows aside, `bring_back` restores them.
+    A bank of few seeds has a slot for each; a larger one starts with FIRST_SLOTS and doubles.
+    `tensors()` is everything that makes up a slot: weights, Adam moments and step count. `park`
+    copies slots aside, `bring_back` restores them. Nothing here loops over seeds.
     """
 
     step_count: Tensor
     parked: Tensor
+    slot_of_seed: Tensor
+    """(seeds,) int32, -1 = the seed holds nothing."""
+    seed_of_slot: Tensor
+    """(slots,) int64, -1 = free."""
 
     def __init__(self, kind: Blueprint, shape: BlueprintShape, num_seeds: int) -> None:
         super().__init__()
         self.kind, self.shape, self.num_seeds = kind, shape, num_seeds
         self.specs = dict(kind.weights(shape))
+        slots = min(num_seeds, FIRST_SLOTS)
+        self._everyone = slots == num_seeds
+        own = torch.arange(num_seeds) if self._everyone else torch.full((num_seeds,), -1)
+        self.register_buffer("slot_of_seed", own.to(torch.int32))
+        self.register_buffer("seed_of_slot", own if self._everyone else torch.full((slots,), -1))
         self.weights = nn.ParameterDict(
             {
-                name: nn.Parameter(torch.zeros(num_seeds, *spec.shape))
+                name: nn.Parameter(torch.zeros(slots, *spec.shape))
                 for name, spec in self.specs.items()
             }
         )
-        self.register_buffer("step_count", torch.zeros(num_seeds, dtype=torch.int32))
-        self.register_buffer("parked", torch.zeros(num_seeds, dtype=torch.bool))
+        self.register_buffer("step_count", torch.zeros(slots, dtype=torch.int32))
+        self.register_buffer("parked", torch.zeros(slots, dtype=torch.bool))
         for name in self.specs:
             for moment in ("exp_avg", "exp_avg_sq"):
                 self.register_buffer(f"{moment}_{name}", torch.zeros_like(self.weights[name]))
         for name, value in list(self.tensors().items()):
             self.register_buffer(f"copy_{name}", torch.zeros_like(value))
+
+    @property
+    def num_slots(self) -> int:
+        """Seeds that there is room for now."""
+        return len(self.step_count)
+
+    def slots(self, rows: Tensor) -> Tensor:
+        """(rows,) int64 slots of seeds `rows`, -1 for those that hold nothing."""
+        return self.slot_of_seed[rows].long()
 
     @property
     def weights_per_seed(self) -> int:
@@ -70,46 +92,100 @@ class SeedBank(nn.Module):
             raise ValueError(
                 f"the host read {u.shape[-1]} features, but the seeds read {self.shape.inputs}"
             )
-        stacked = {name: weight.index_select(0, rows) for name, weight in self.weights.items()}
+        slots = self.slots(rows)
+        stacked = {name: weight.index_select(0, slots) for name, weight in self.weights.items()}
         return self.kind.delta(stacked, x, u)
+
+    @torch.no_grad()
+    def claim(self, rows: Tensor) -> Tensor:
+        """Slots of seeds `rows`, given to those that have none yet."""
+        without = rows[self.slot_of_seed[rows] < 0]
+        free = (self.seed_of_slot < 0).nonzero().flatten()
+        if len(free) < len(without):
+            used = self.num_slots - len(free)
+            self.resize(min(self.num_seeds, max(used + len(without), 2 * self.num_slots)))
+            free = (self.seed_of_slot < 0).nonzero().flatten()
+        chosen = free[: len(without)]
+        self.slot_of_seed[without] = chosen.to(torch.int32)
+        self.seed_of_slot[chosen] = without
+        return self.slots(rows)
+
+    @torch.no_grad()
+    def resize(self, slots: int) -> None:
+        """Room for `slots` seeds; what the first ones hold stays."""
+        for name, weight in list(self.weights.items()):
+            self.weights[name] = nn.Parameter(_padded(weight.detach(), slots, 0))
+        for name, value in list(self.named_buffers(recurse=False)):
+            if name != "slot_of_seed":
+                fill = -1 if name == "seed_of_slot" else 0
+                self.register_buffer(name, _padded(value, slots, fill))
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        stored = state_dict.get(f"{prefix}step_count")
+        if isinstance(stored, Tensor) and len(stored) <= self.num_seeds:
+            self.resize(len(stored))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
     def reset(self, rows: Tensor, generation: Tensor, stream: str) -> None:
         """Give seeds `rows` newborn weights; they depend on stream, seed id and generation only."""
         identity = rows.to(torch.int64) << 16 | generation.to(torch.int64)
+        slots = self.claim(rows)
         for value in self.tensors().values():
-            value[rows] = 0
+            value[slots] = 0
         for name, spec in self.specs.items():
             if not spec.bound:
                 continue
             uniform = keyed_uniform(stream_key(stream, name), identity, math.prod(spec.shape))
             values = ((uniform * 2 - 1) * spec.bound).view(-1, *spec.shape)
-            self.weights[name][rows] = values.to(self.weights[name].dtype)
+            self.weights[name][slots] = values.to(self.weights[name].dtype)
 
     @torch.no_grad()
     def park(self, rows: Tensor) -> None:
         """Copy seeds `rows` aside, over any older copy."""
-        copies = self.copies()
+        copies, slots = self.copies(), self.slots(rows)
         for name, value in self.tensors().items():
-            copies[name][rows] = value[rows]
-        self.parked[rows] = True
+            copies[name][slots] = value[slots]
+        self.parked[slots] = True
 
     @torch.no_grad()
     def bring_back(self, rows: Tensor) -> None:
         """Restore seeds `rows` from their copies; rows without a copy stay as they are."""
-        kept = rows[self.parked[rows]]
+        slots = self._held(rows)
+        kept = slots[self.parked[slots]]
         copies: Mapping[str, Tensor] = self.copies()
         for name, value in self.tensors().items():
             value[kept] = copies[name][kept]
 
     @torch.no_grad()
     def forget(self, rows: Tensor) -> None:
-        """Drop what seeds `rows` hold and their copies."""
+        """Drop what seeds `rows` hold and their copies; their slots are free."""
+        slots = self._held(rows)
         for value in self.tensors().values():
-            value[rows] = 0
-        self.drop_copies(rows)
+            value[slots] = 0
+        self.parked[slots] = False
+        if not self._everyone:
+            self.slot_of_seed[rows] = -1
+            self.seed_of_slot[slots] = -1
 
     @torch.no_grad()
     def drop_copies(self, rows: Tensor) -> None:
         """Drop the copies of seeds `rows`, which have nothing to go back to any more."""
-        self.parked[rows] = False
+        self.parked[self._held(rows)] = False
+
+    @torch.no_grad()
+    def clear(self) -> None:
+        """Drop what every seed holds."""
+        self.forget(torch.arange(self.num_seeds, device=self.slot_of_seed.device))
+
+    def _held(self, rows: Tensor) -> Tensor:
+        slots = self.slots(rows)
+        return slots[slots >= 0]
+
+
+def _padded(value: Tensor, slots: int, fill: int) -> Tensor:
+    """The first slots of `value`, or all of them with more behind."""
+    grown = value.new_full((slots, *value.shape[1:]), fill)
+    kept = min(slots, len(value))
+    grown[:kept] = value[:kept]
+    return grown

@@ -211,12 +211,18 @@ class ExtendedStateTensor(SeedColumns):
             self.send(np.arange(self.num_seeds), "columns")
             self._moved()
 
-    def count_errors(self, failed: Tensor) -> None:
-        """Add one to the error count of the rows where `failed` (seeds,) is True, on the device."""
+    def count_errors(self, failed: Tensor, seed_ids: Tensor | None = None) -> None:
+        """Add `failed` (rows,), bool or counts, to the error counts of `seed_ids`, on the device.
+
+        By default there is a row per seed; where a seed id is -1, `failed` must be 0.
+        """
         with self._latch:
-            self.columns[self.ERROR_COUNT] += failed.to(
-                device=self.columns.device, dtype=torch.int32
-            )
+            errors = self.columns[self.ERROR_COUNT]
+            counts = failed.to(device=errors.device, dtype=torch.int32)
+            if seed_ids is None:
+                errors += counts
+            else:
+                errors.index_add_(0, seed_ids.clamp(min=0), counts)
             self.outdate("columns")
             self._views.clear()
 

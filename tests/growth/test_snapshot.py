@@ -16,7 +16,7 @@ from esper_ray.growth.spec import StageSpec
 from esper_ray.growth.stage import Stage
 from esper_ray.layers import ChunkedKasminaLayer
 from esper_ray.lifecycle import ExtendedLifecycle as S
-from esper_ray.seeds import ExtendedStateTensor
+from esper_ray.seeds import ExtendedStateTensor, bank
 from tests.builders import metrics, move, run_step, same_bits, stage_spec, walk
 
 Damage = Callable[[snapshot.Columns], object]
@@ -99,6 +99,33 @@ def test_lesson_40_a_stored_stage_goes_on_bit_for_bit(spec: StageSpec) -> None:
             a, b = (getattr(each.telemetry[0].signals, name) for each in (one, other))
             np.testing.assert_array_equal(a, b)
     assert differing(stage, again) == []
+
+
+def test_seeds_that_share_few_slots_live_the_same_to_the_last_bit(
+    spec: StageSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roomy = lived(spec)
+    monkeypatch.setattr(bank, "FIRST_SLOTS", 1)
+    tight = lived(spec)
+    for _ in range(2):
+        one, other = (snapshot.grown_tensors(layer_of(each)) for each in (roomy, tight))
+        assert len(one["seed_id"]) == 3
+        assert all(map(same_bits, one.values(), other.values()))
+        one, other = (snapshot.rollback_tensors(layer_of(each)) for each in (roomy, tight))
+        assert one["seed_id"].tolist() == [0, 1]
+        assert all(map(same_bits, one.values(), other.values()))
+        assert same_bits(
+            layer_of(roomy).state.get_buffer("columns"), layer_of(tight).state.get_buffer("columns")
+        )
+        again = copy_of(tight)
+        for each in (roomy, tight, again):
+            epoch(each)
+        assert same_grown(tight, again)
+
+
+def same_grown(one: Stage, other: Stage) -> bool:
+    a, b = (snapshot.grown_tensors(layer_of(each)) for each in (one, other))
+    return all(map(same_bits, a.values(), b.values()))
 
 
 def test_lesson_22_a_resumed_stage_can_still_roll_back(spec: StageSpec) -> None:

@@ -19,6 +19,7 @@ from esper_ray.growth.stage import Stage
 from esper_ray.layers import ChunkedKasminaLayer
 from esper_ray.lifecycle import STEPPED_STATES
 from esper_ray.lifecycle import ExtendedLifecycle as S
+from esper_ray.seeds import bank
 from tests.builders import (
     PATHS,
     data_spec,
@@ -202,21 +203,28 @@ def test_seeds_get_the_same_gradient_however_the_batch_is_cut(spec: StageSpec) -
             torch.testing.assert_close(gradient, whole[name], rtol=1e-4, atol=1e-7)
 
 
-def test_a_gradient_that_is_not_a_number_is_counted_and_moves_nothing() -> None:
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 0, 1]])
+def test_a_gradient_that_is_not_a_number_is_counted_and_moves_nothing(
+    order: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bank, "FIRST_SLOTS", 2)
     stage = Stage(stage_spec())
     layer = layer_of(stage)
-    walk(stage, everyone(stage), S.TRAINING)
+    for seed_id in order:
+        walk(stage, [seed_id], S.TRAINING)
+    assert layer.bank.seed_of_slot.tolist() == order
     run_step(stage)
+    one, two = layer.bank.slots(torch.tensor([1, 2])).tolist()
     with torch.no_grad():
-        layer.bank.weights["w_in"][2] = math.nan
+        layer.bank.weights["w_in"][two] = math.nan
     before = {n: v.clone() for n, v in layer.bank.tensors().items()}
     bare = Stage(stage_spec(layers=()))
     run_step(bare)
     assert all(map(same_bits, run_step(stage), run_step(bare)))
     assert layer.state.view().error_count.tolist() == [0, 0, 1, 0]
     after = layer.bank.tensors()
-    assert all(same_bits(after[n][2], before[n][2]) for n in before)
-    assert not same_bits(after["w_out"][1], before["w_out"][1])
+    assert all(same_bits(after[n][two], before[n][two]) for n in before)
+    assert not same_bits(after["w_out"][one], before["w_out"][one])
 
 
 def test_telemetry_is_measured_by_hand() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -171,3 +173,103 @@ def test_a_seed_counts_its_own_weights() -> None:
     made = bank()
     assert made.weights_per_seed * SEEDS == sum(p.numel() for p in made.parameters())
     assert made.weights_per_seed == 4 * 3 + 3 + 3 * 4 + 4
+
+
+# ---- slots -------------------------------------------------------------------------------------
+
+MANY = 300
+
+
+def wide() -> SeedBank:
+    return SeedBank(blueprint("bottleneck"), BlueprintShape(2, 3), MANY)
+
+
+def bear(made: SeedBank, ids: list[int]) -> None:
+    made.reset(torch.tensor(ids), torch.zeros(len(ids), dtype=torch.int16), "s")
+
+
+def of(made: SeedBank, ids: list[int]) -> Rows:
+    slots = made.slots(torch.tensor(ids))
+    assert (slots >= 0).all()
+    return {name: value[slots] for name, value in made.tensors().items()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.booleans(),
+            st.lists(st.integers(0, MANY - 1), unique=True, min_size=1, max_size=MANY),
+        ),
+        max_size=6,
+    )
+)
+def test_slots_and_the_seeds_that_hold_them_always_agree(
+    steps: list[tuple[bool, list[int]]],
+) -> None:
+    made, holders = wide(), set[int]()
+    for born_now, ids in steps:
+        if born_now:
+            bear(made, ids)
+            holders |= set(ids)
+        else:
+            made.forget(torch.tensor(ids))
+            holders -= set(ids)
+        assert set(made.seed_of_slot[made.seed_of_slot >= 0].tolist()) == holders
+        assert set((made.slot_of_seed >= 0).nonzero().flatten().tolist()) == holders
+        some = torch.tensor(sorted(holders), dtype=torch.int64)
+        assert made.seed_of_slot[made.slots(some)].tolist() == some.tolist()
+        assert len(made.weights["w_in"]) == len(made.parked) == made.num_slots <= MANY
+
+
+def test_a_bank_grows_when_more_seeds_are_born_than_it_has_room_for() -> None:
+    made = wide()
+    bear(made, [7])
+    scrambled(made)
+    made.park(torch.tensor([7]))
+    before, rooms = of(made, [7]), [made.num_slots]
+    for ids in ([8, 9], list(range(100, 170)), list(range(170, MANY)), list(range(MANY))):
+        bear(made, [i for i in ids if i != 7])
+        rooms.append(made.num_slots)
+        assert same_rows(of(made, [7]), before, [0])
+    assert rooms == [64, 64, 128, 256, MANY]
+    assert made.parked.nonzero().flatten().tolist() == made.slots(torch.tensor([7])).tolist()
+
+
+def test_a_slot_that_was_freed_is_given_again_and_holds_nothing_of_its_last_seed() -> None:
+    made = wide()
+    bear(made, [1, 2])
+    scrambled(made)
+    made.park(torch.tensor([2]))
+    freed = made.slots(torch.tensor([2]))
+    made.forget(torch.tensor([2]))
+    bear(made, [250])
+    assert made.slots(torch.tensor([250])).tolist() == freed.tolist()
+    newborn = wide()
+    bear(newborn, [250])
+    assert same_rows(of(made, [250]), of(newborn, [250]), [0])
+    assert not made.parked.any()
+
+
+def test_a_seed_that_holds_nothing_has_no_output_to_give() -> None:
+    made = wide()
+    bear(made, [1])
+    with pytest.raises(IndexError):
+        made.delta(torch.zeros(2, 1, 2), torch.zeros(2, 2), torch.tensor([3]))
+
+
+def test_a_state_dict_carries_its_slots_into_a_bank_of_another_size() -> None:
+    large, small = wide(), wide()
+    bear(large, list(range(100)))
+    bear(small, [5])
+    scrambled(large)
+    for source, target in ((large, wide()), (small, copy.deepcopy(large))):
+        target.load_state_dict(source.state_dict())
+        assert target.num_slots == source.num_slots
+        assert all(map(same_bits, target.state_dict().values(), source.state_dict().values()))
+
+
+def test_a_bank_of_few_seeds_has_a_slot_for_each() -> None:
+    made = bank()
+    made.forget(torch.arange(SEEDS))
+    assert made.slots(torch.arange(SEEDS)).tolist() == list(range(SEEDS))
