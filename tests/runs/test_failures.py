@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -92,6 +92,15 @@ def test_a_full_cluster_is_waited_for_and_then_reported(
     assert "need 2 CPU, cluster has 4 (1 free)" in done.stderr
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Heard by what a test starts, even if these tests are a background job that ignores them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_ends_the_run_with_130(write_config: Callable[..., Path]) -> None:
     config = write_config("interrupted", train__epochs=5_000)
     process = subprocess.Popen(
@@ -104,7 +113,10 @@ def test_an_interrupt_ends_the_run_with_130(write_config: Callable[..., Path]) -
     assert process.stderr is not None
     next(line for line in process.stderr if line.startswith("epoch"))
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert out == ""
     assert err.splitlines()[-1] == "error: interrupted"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from esper_ray.config import RunConfig
 from esper_ray.events.messages import EpochReport
+from esper_ray.grafting import STRATEGIES
 from esper_ray.runtime import RunResult, Runtime
 
 ConfigMaker = Callable[..., RunConfig]
@@ -97,13 +99,20 @@ def test_a_seed_learns_to_reproduce_its_chunk_and_is_grafted(make_config: Config
     assert "STABILIZATION" in result.states_visited
 
 
+@pytest.fixture
+def factory_with_a_strategy() -> Iterator[str]:
+    module = "tests.strategy_for_tests"
+    yield f"{module}:two_stages"
+    del STRATEGIES[sys.modules.pop(module).Square.strategy_id]
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_a_strategy_from_the_module_of_the_model_works_through_actors_too(
-    make_config: ConfigMaker, ray_cluster: str
+    make_config: ConfigMaker, ray_cluster: str, factory_with_a_strategy: str
 ) -> None:
     mine: dict[str, Any] = {
-        "model__factory": "tests.models_for_tests:two_stages_and_a_strategy",
+        "model__factory": factory_with_a_strategy,
         "seeds__grafting": {"strategy": "square_for_tests", "ramp_epochs": 6},
         "train__epochs": 14,
     }
