@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from esper_ray.config import load_config
 from esper_ray.runtime import Runtime
-
-ROOT = Path(__file__).parents[1]
+from tests.pages import ROOT, blocks, python
 
 
 def test_generated_pages_are_current() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "docs.generate", "--check"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    python("-m", "docs.generate", "--check", folder=ROOT, timeout=60)
 
 
 def test_every_decision_is_in_the_index() -> None:
@@ -34,26 +22,12 @@ def test_every_decision_is_in_the_index() -> None:
     assert [name for name in pages if f"({name})" not in index] == []
 
 
-def snippets(page: str) -> str:
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    return "\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
-
-
-def run(code: str, folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run(page: str, more: str, folder: Path) -> str:
+    return python("-W", "error", "-c", "\n".join([*blocks(page, "python"), more]), folder=folder)
 
 
 def test_a_strategy_of_your_own_works_as_it_is_written(tmp_path: Path) -> None:
-    told = run(f"{snippets('grafting.md')}\nprint(Square().compute_alpha(5, 10, {{}}))", tmp_path)
+    told = run("docs/grafting.md", "print(Square().compute_alpha(5, 10, {}))", tmp_path)
     assert told == "0.25\n"
 
 
@@ -66,5 +40,5 @@ def test_a_part_of_the_event_log_opens_with_pyarrow(
     )
     with Runtime(config, local=True) as runtime:
         runtime.fit("never")
-    told = run(f"{snippets('events.md')}\nprint(table.num_rows, table.column_names[:3])", tmp_path)
+    told = run("docs/events.md", "print(table.num_rows, table.column_names[:3])", tmp_path)
     assert told == "2 ['sequence', 'kind', 'layer']\n"

@@ -4,52 +4,30 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from click import Group
 
 from esper_ray.cli import main
+from tests.pages import ROOT, blocks, python
 
-ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    script = "\n".join([*blocks("python"), "print(len(two_stages(16)))"])
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    script = "\n".join([*blocks("README.md", "python"), "print(len(two_stages(16)))"])
+    told = python("-W", "error", "-c", script, folder=tmp_path)
+    lines = told.splitlines()
     assert lines[0].startswith("64 {")
     assert lines[1:] == ["0 NONE", "99 UNKNOWN_SEED", "2"]
 
 
 def test_the_model_of_the_readme_runs(tmp_path: Path) -> None:
-    (tmp_path / "mymodel.py").write_text(blocks("python")[-1])
-    (tmp_path / "mine.yaml").write_text(blocks("yaml")[0])
-    done = subprocess.run(
-        [sys.executable, "-m", "esper_ray", "train", "mine.yaml", "--local"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "mine: 16 steps" in done.stdout
+    (tmp_path / "mymodel.py").write_text(blocks("README.md", "python")[-1])
+    (tmp_path / "mine.yaml").write_text(blocks("README.md", "yaml")[0])
+    told = python("-m", "esper_ray", "train", "mine.yaml", "--local", folder=tmp_path)
+    assert "mine: 16 steps" in told
 
 
 def test_every_command_of_the_readme_exists() -> None:
@@ -72,7 +50,7 @@ def test_every_link_of_the_documentation_leads_somewhere() -> None:
 
 
 def test_the_first_screen_is_real_output() -> None:
-    shown = blocks("text")[0]
+    shown = blocks("README.md", "text")[0]
     assert "@@" not in TEXT
     assert "epoch" in shown
     assert "FOSSILIZED" in shown
