@@ -71,9 +71,9 @@ class MirroredBuffers(nn.Module):
         """Bring some rows, the last dimension, of some faces to the device in one copy."""
         if not self.mirrored:
             return
-        faces = [np.ascontiguousarray(self.host(name)[..., rows]) for name in names]
-        packed = [rows, *sorted(faces, key=lambda face: -face.itemsize)]  # keeps all aligned
-        order = [names[i] for i in sorted(range(len(names)), key=lambda i: -faces[i].itemsize)]
+        faces = {name: np.ascontiguousarray(self.host(name)[..., rows]) for name in names}
+        order = sorted(names, key=lambda name: -faces[name].itemsize)  # keeps all aligned
+        packed = [rows, *(faces[name] for name in order)]
         blob = np.concatenate([part.reshape(-1).view(np.uint8) for part in packed])
         device = next(self.buffers()).device
         sent = torch.from_numpy(blob).to(device)
