@@ -15,7 +15,7 @@ from esper_ray import data
 from esper_ray.events import GraftingSignals, MetricsBatch, TelemetryBatch, TransitionBatch
 from esper_ray.growth.spec import DataSpec, LayerSpec, SeedSpec, StageSpec
 from esper_ray.growth.stage import Stage
-from esper_ray.layers import ChunkedKasminaLayer
+from esper_ray.layers import LayerSeeds
 from esper_ray.lifecycle import ExtendedLifecycle as S
 from esper_ray.seeds import ExtendedStateTensor
 
@@ -78,14 +78,14 @@ def transitions(
     )
 
 
-def walk(holder: ExtendedStateTensor | ChunkedKasminaLayer | Stage, ids: list[int], to: S) -> None:
+def walk(holder: ExtendedStateTensor | LayerSeeds | Stage, ids: list[int], to: S) -> None:
     """Lead DORMANT seeds to `to` through legal moves; a stage must have one layer."""
     for source, target in pairwise(PATHS[to]):
         move(holder, ids, source, target)
 
 
 def move(
-    holder: ExtendedStateTensor | ChunkedKasminaLayer | Stage, ids: list[int], source: S, target: S
+    holder: ExtendedStateTensor | LayerSeeds | Stage, ids: list[int], source: S, target: S
 ) -> None:
     """Apply one legal move to seeds `ids` and insist that it was made."""
     born = target is S.GERMINATED
@@ -100,7 +100,7 @@ def move(
     )
     if isinstance(holder, Stage):
         applied = holder.apply(batch).applied
-    elif isinstance(holder, ChunkedKasminaLayer):
+    elif isinstance(holder, LayerSeeds):
         applied, _ = holder.apply_transitions(batch)
     else:
         applied, _ = holder.compare_and_set(batch)
@@ -205,15 +205,11 @@ def run_step(stage: Stage) -> list[Tensor]:
 
 
 def host_gradients(stage: Stage) -> dict[str, Tensor]:
-    """Gradients of the host by parameter name, wrapping left out of the names."""
-    return {
-        name.replace(".base_layer", ""): p.grad.clone()
-        for name, p in stage.host_parameters.items()
-        if p.grad is not None
-    }
+    """Gradients of the host by parameter name."""
+    return {name: p.grad.clone() for name, p in stage.host_parameters.items() if p.grad is not None}
 
 
-def randomise(layer: ChunkedKasminaLayer, seed: int = 0) -> None:
+def randomise(layer: LayerSeeds, seed: int = 0) -> None:
     """Give every seed weights of its own, output projections included."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -51,9 +51,7 @@ def test_planned_numbers_are_those_of_the_built_stage_when_every_seed_has_grown(
         assert (layer.width, layer.seeds, layer.chunk) == (hidden, seeds, chunk)
         assert layer.seed_parameters == bank.weights_per_seed * seeds
         assert layer.bytes == sum(t.nbytes for t in (*bank.parameters(), *bank.buffers()))
-        assert layer.host_parameters == sum(
-            p.numel() for p in trainer.layer.base_layer.parameters()
-        )
+        assert layer.host_parameters == trainer.layer.host_weights
 
 
 def test_planning_a_large_model_allocates_nothing() -> None:

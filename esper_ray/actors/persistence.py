@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from esper_ray.errors import CorruptError
 from esper_ray.growth import snapshot
 from esper_ray.growth.stage import Stage
-from esper_ray.layers import ChunkedKasminaLayer
+from esper_ray.layers import LayerSeeds
 from esper_ray.storage import RunLog, SegmentRef, codec, manifest
 
 Segments = Mapping[str, SegmentRef]
@@ -36,7 +36,7 @@ def layer_name(layer_id: str, part: str) -> str:
     return f"layer/{layer_id}/{part}"
 
 
-def _save_layer(layer: ChunkedKasminaLayer, log: RunLog) -> list[SegmentRef]:
+def _save_layer(layer: LayerSeeds, log: RunLog) -> list[SegmentRef]:
     name, rows = layer.layer_id, layer.state.num_seeds
     table = codec.encode_table(snapshot.state_columns(layer.state))
     refs = [log.put_segment(layer_name(name, "state"), table, "arrow", rows)]
@@ -61,7 +61,7 @@ def restore_stage(stage: Stage, log: RunLog, segments: Segments, step: int) -> N
     snapshot.resume_trainers(stage, step)
 
 
-def _restore_layer(layer: ChunkedKasminaLayer, log: RunLog, segments: Segments) -> None:
+def _restore_layer(layer: LayerSeeds, log: RunLog, segments: Segments) -> None:
     columns = read_state(log, segments, layer.layer_id)
     ref = _named(segments, layer_name(layer.layer_id, "grafting"))
     grafting = codec.decode_table(log.read_segment(ref), snapshot.GRAFTING_SCHEMA, ref.rows)

@@ -18,15 +18,19 @@ from esper_ray.errors import ConfigError
 
 
 def _each(x: Tensor, weight: Tensor) -> Tensor:
-    """x (..., rows, n) by weight (rows, n, m): each row by its own matrix."""
-    return torch.einsum("...rn,rnm->...rm", x, weight)
+    """x (samples, rows, n) by weight (rows, n, m): each row by its own matrix.
+
+    Samples lie innermost while it is computed: on a CPU one product per row over contiguous
+    samples is several times faster than one over strided ones.
+    """
+    return torch.bmm(weight.transpose(1, 2), x.permute(1, 2, 0)).permute(2, 0, 1)
 
 
 def _all(u: Tensor, weight: Tensor) -> Tensor:
-    """u (..., n) by weight (rows, n, m): every row reads the same u, so it is one product."""
+    """u (samples, n) by weight (rows, n, m): every row reads the same u, so it is one product."""
     rows, inputs, outputs = weight.shape
     side_by_side = weight.transpose(0, 1).reshape(inputs, rows * outputs)
-    return (u @ side_by_side).view(*u.shape[:-1], rows, outputs)
+    return (u @ side_by_side).view(len(u), rows, outputs)
 
 
 class _TwoLayer(Blueprint):

@@ -56,7 +56,7 @@ class Blueprint(ABC):
 
     @abstractmethod
     def forward(self, weights: Mapping[str, Tensor], x: Tensor, u: Tensor) -> Tensor:
-        """Chunks x (..., rows, chunk) and the host's input u (..., inputs) to the shape of x.
+        """Chunks x (samples, rows, chunk) and the host's input u (samples, inputs), to x's shape.
 
         Each weight is stacked over rows in front. Only what `reads` names may be looked at.
         """

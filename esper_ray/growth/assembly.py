@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from esper_ray.errors import ConfigError, NoMatch
 from esper_ray.growth.spec import LayerSpec, StageSpec
 from esper_ray.keyed_random import reseed, stream_key
-from esper_ray.layers import ChunkedKasminaLayer
+from esper_ray.layers import LayerSeeds, attach_seeds
 from esper_ray.models import StageFactory
 
 
@@ -138,27 +138,26 @@ def match_targets(modules: Sequence[ModuleInfo], targets: Sequence[str]) -> list
     return [m for m in modules if m.layer_id in chosen]
 
 
-def build_stage(spec: StageSpec) -> tuple[nn.Module, list[ChunkedKasminaLayer]]:
-    """The stage's module with its target modules wrapped, and the wrapped layers."""
+def build_stage(spec: StageSpec) -> tuple[nn.Module, list[LayerSeeds]]:
+    """The stage's module with seeds attached to its target modules, and those seeds."""
     stage = load_factories(spec.factory, spec.factory_args)[spec.index]
     reseed(stream_key(spec.run_seed, "host", spec.index))
     module = stage.build()
-    layers = [_wrap(module, layer, spec) for layer in spec.layers]
+    layers = [_attach(module, layer, spec) for layer in spec.layers]
     return module, layers
 
 
-def _wrap(module: nn.Module, layer: LayerSpec, spec: StageSpec) -> ChunkedKasminaLayer:
-    wrapped = ChunkedKasminaLayer(
-        module.get_submodule(layer.path),
+def _attach(module: nn.Module, layer: LayerSpec, spec: StageSpec) -> LayerSeeds:
+    host = module.get_submodule(layer.path)
+    seeds = LayerSeeds(
+        layer.width,
         layer.num_seeds,
         layer.layer_id,
-        width=layer.width,
         inputs=layer.inputs,
         blueprint_name=spec.seeds.blueprint,
         hidden=spec.seeds.hidden,
         stream=str(spec.run_seed),
         chunk_sizes=layer.chunk_sizes,
+        host_weights=sum(p.numel() for p in host.parameters()),
     )
-    parent, _, name = layer.path.rpartition(".")
-    setattr(module.get_submodule(parent), name, wrapped)
-    return wrapped
+    return attach_seeds(host, seeds)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from esper_ray.data import Split
 from esper_ray.events.messages import Evaluation, EvaluationRequest
 from esper_ray.growth.spec import StageSpec
-from esper_ray.layers import ChunkedKasminaLayer
+from esper_ray.layers import LayerSeeds
 
 RESAMPLES = 2_000
 BATCH = 512
@@ -27,9 +27,7 @@ _SEED = 20_250_124
 class StageEvaluator:
     """Forward passes of one stage over a split, batch by batch, under many alphas at once."""
 
-    def __init__(
-        self, spec: StageSpec, module: nn.Module, layers: list[ChunkedKasminaLayer]
-    ) -> None:
+    def __init__(self, spec: StageSpec, module: nn.Module, layers: list[LayerSeeds]) -> None:
         self._spec, self._module, self._layers = spec, module, layers
         self._losses: list[Tensor] = []
         self._correct: list[Tensor] = []
@@ -72,25 +70,14 @@ class StageEvaluator:
 
 
 @contextmanager
-def _alphas(
-    layers: list[ChunkedKasminaLayer], request: EvaluationRequest, samples: int
-) -> Iterator[None]:
-    """Hand the request's alphas to the layers as an argument of their forward."""
-
-    def inject(layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-        alphas = torch.from_numpy(request.alphas[str(layer.layer_id)])
-        return args, {**kwargs, "alpha": alphas.repeat_interleave(samples, 0)}
-
-    hooks = [
-        layer.register_forward_pre_hook(inject, with_kwargs=True)  # type: ignore[arg-type]
-        for layer in layers
-        if layer.layer_id in request.alphas
-    ]
-    try:
+def _alphas(layers: list[LayerSeeds], request: EvaluationRequest, samples: int) -> Iterator[None]:
+    """Have the layers blend by the request's alphas instead of their own."""
+    with ExitStack() as stack:
+        for layer in layers:
+            if layer.layer_id in request.alphas:
+                alphas = torch.from_numpy(request.alphas[layer.layer_id])
+                stack.enter_context(layer.under(alphas.repeat_interleave(samples, 0)))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @functools.lru_cache(maxsize=2)

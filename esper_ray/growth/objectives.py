@@ -17,25 +17,22 @@ from esper_ray.blueprints import Blueprint
 from esper_ray.errors import ConfigError
 from esper_ray.seeds import ChunkManager
 
-Target = Callable[[Tensor, Tensor, float], Tensor]
+Target = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
-def _rms(x: Tensor) -> Tensor:
-    return x.pow(2).mean().sqrt()
-
-
-def gradient_step(h: Tensor, g: Tensor, k: float) -> Tensor:
+def gradient_step(g: Tensor, h_rms: Tensor, g_rms: Tensor, k: float) -> Tensor:
     """-k * rms(h) / rms(g) * g: a step against the task gradient, free of the loss scale.
 
-    h and g are (samples, ..., width); rms is over all samples and features of the layer.
+    g is the gradient at some chunks; the scalars rms are over all samples and features of the
+    layer.
     """
-    return g * (-k * _rms(h) / (_rms(g) + 1e-12))
+    return g * (-k * h_rms / (g_rms + 1e-12))
 
 
-def no_change(h: Tensor, g: Tensor, k: float) -> Tensor:
+def no_change(g: Tensor, h_rms: Tensor, g_rms: Tensor, k: float) -> Tensor:
     """Zero: delta = B(h) - h = 0 means that the seed reproduces its chunk."""
-    del g, k
-    return torch.zeros_like(h)
+    del h_rms, g_rms, k
+    return torch.zeros_like(g)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from esper_ray.events.messages import GraftingSignals, TelemetryBatch
 from esper_ray.growth.objectives import chunk_mean, local_loss, objective
 from esper_ray.growth.slot_adam import gradient_norms, step_rows
 from esper_ray.growth.spec import SeedSpec
-from esper_ray.layers import ChunkedKasminaLayer
+from esper_ray.layers import LayerSeeds
 from esper_ray.lifecycle import ExtendedLifecycle
 
 _S = ExtendedLifecycle
@@ -29,17 +29,15 @@ _TELEMETRY: Final = (
 class SeedTrainer:
     """Gives seeds in TRAINING their objective's gradient and steps every seed that may move."""
 
-    def __init__(self, layer: ChunkedKasminaLayer, spec: SeedSpec, epoch_steps: int) -> None:
+    def __init__(self, layer: LayerSeeds, spec: SeedSpec, epoch_steps: int) -> None:
         self.layer, self.spec, self.epoch_steps = layer, spec, epoch_steps
         self._objective = objective(spec.objective, layer.bank.kind)
-        host = sum(p.numel() for p in layer.host_parameters())
-        self._share = layer.bank.weights_per_seed / max(host, 1)
-        self._sample = False
+        self._share = layer.bank.weights_per_seed / max(layer.host_weights, 1)
         self.reset_epoch()
 
     def reset_epoch(self) -> None:
         """Start an epoch: nothing measured yet."""
-        self._sampled: dict[str, NDArray[np.float32]] = {}
+        self.layer.telemetry.restart()
         self._learned: dict[str, Tensor] = {}
         self.refresh()
 
@@ -58,31 +56,26 @@ class SeedTrainer:
         slots = bank.slots(self._grafting)
         return {name: w.detach().index_select(0, slots) for name, w in bank.weights.items()}
 
-    def begin_step(self, sample: bool) -> None:
-        """Clear gradients; `sample` asks for chunk telemetry in this step."""
-        self._sample = sample
-        self.layer.listening = sample or len(self._training) > 0
+    def begin_step(self) -> None:
+        """Clear gradients."""
         for weight in self.layer.bank.weights.values():
             weight.grad = None
 
     def train_seeds(self) -> None:
         """One local backward for all seeds in TRAINING, on detached inputs and gradients."""
-        heard = self.layer.take_heard()
+        heard = self.layer.hearing.take()
         if heard is None:
             return
-        h, g, u = heard
-        if self._sample:
-            self._observe(h, g)
         rows, chunks = self._training, self.layer.chunks
-        if len(rows) == 0:
-            return
-        target = chunks.pack(self._objective.target(h, g, self.spec.k)).index_select(-2, rows)
-        own = chunks.pack(h).index_select(-2, rows)
-        delta = self.layer.bank.delta(own, u, rows)
+        h_rms, g_rms = (
+            (square / heard.values).sqrt() for square in (heard.h_square, heard.g_square)
+        )
+        target = self._objective.target(heard.g, h_rms, g_rms, self.spec.k)
+        delta = self.layer.delta(heard.x, heard.u, rows)
         losses = local_loss(delta, target, chunks, rows)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         ratio = chunk_mean(delta.detach().pow(2), chunks, rows).sqrt() / (
-            chunk_mean(own.pow(2), chunks, rows).sqrt() + 1e-12
+            chunk_mean(heard.x.pow(2), chunks, rows).sqrt() + 1e-12
         )
         self._learned = {"rows": rows, "local_loss": losses.detach(), "delta_ratio": ratio}
 
@@ -97,6 +90,7 @@ class SeedTrainer:
     def end_epoch(self, epoch: int) -> TelemetryBatch:
         """Advance every seed by one lifecycle epoch and report the epoch."""
         layer, signals = self.layer, self._signals()
+        layer.state.count_errors(layer.take_faults())
         layer.advance_epoch(signals, self.spec.grafting, epoch)
         view = layer.state.view()
         batch = TelemetryBatch(
@@ -119,25 +113,15 @@ class SeedTrainer:
 
     def _measured(self) -> dict[str, NDArray[np.float32]]:
         """Telemetry of the epoch, (seeds,) each, NaN where a seed was not measured."""
-        seeds = self.layer.state.num_seeds
-        found = {name: _unmeasured(seeds) for name in _TELEMETRY} | self._sampled
+        layer = self.layer
+        found = {name: _unmeasured(layer.state.num_seeds) for name in _TELEMETRY}
+        sampled = layer.telemetry.chunks(layer.chunks.owner, layer.chunks.sizes)
+        found.update(zip(_TELEMETRY[2:], sampled.cpu().numpy(), strict=True))
         if self._learned:
             rows = self._learned["rows"].cpu().numpy()
             for name in ("local_loss", "delta_ratio"):
                 found[name][rows] = self._learned[name].cpu().numpy()
         return found
-
-    def _observe(self, h: Tensor, g: Tensor) -> None:
-        chunks = self.layer.chunks
-        rows = torch.arange(chunks.num_seeds, device=h.device)
-        packed = chunks.pack(h)
-        mean = chunk_mean(packed, chunks, rows)
-        sampled = {
-            "chunk_mean": mean,
-            "chunk_variance": chunk_mean((packed - mean[:, None]).pow(2), chunks, rows),
-            "chunk_gradient": chunk_mean(chunks.pack(g).pow(2), chunks, rows).sqrt(),
-        }
-        self._sampled = {name: values.cpu().numpy() for name, values in sampled.items()}
 
     def _signals(self) -> GraftingSignals:
         memory = self.layer.state.grafting

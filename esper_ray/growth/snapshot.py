@@ -13,7 +13,7 @@ from torch import Tensor
 from esper_ray.errors import CorruptError
 from esper_ray.grafting import COLUMNS as GRAFTING_COLUMNS
 from esper_ray.growth.stage import Stage
-from esper_ray.layers import ChunkedKasminaLayer
+from esper_ray.layers import LayerSeeds
 from esper_ray.lifecycle import ExtendedLifecycle
 from esper_ray.seeds import ExtendedStateTensor, SeedBank
 
@@ -109,13 +109,13 @@ def _row_tensors(rows: Tensor, slots: Tensor, tensors: Mapping[str, Tensor]) -> 
     return {"seed_id": rows.cpu().to(torch.int32), **picked}
 
 
-def grown_tensors(layer: ChunkedKasminaLayer) -> Tensors:
+def grown_tensors(layer: LayerSeeds) -> Tensors:
     """Weights and moments of the seeds that hold a blueprint, one row each."""
     rows = (layer.state.columns[layer.state.BLUEPRINT_ID] >= 0).nonzero().flatten()
     return _row_tensors(rows, layer.bank.slots(rows), layer.bank.tensors())
 
 
-def rollback_tensors(layer: ChunkedKasminaLayer) -> Tensors:
+def rollback_tensors(layer: LayerSeeds) -> Tensors:
     """Copies that seeds left when they entered GRAFTING, one row each, by seed id."""
     bank = layer.bank
     rows = bank.seed_of_slot[bank.parked].sort().values
@@ -128,7 +128,7 @@ def row_shapes(bank: SeedBank, rows: int) -> dict[str, tuple[torch.dtype, tuple[
     return {"seed_id": (torch.int32, (rows,)), **shapes}
 
 
-def load_rows(layer: ChunkedKasminaLayer, grown: Tensors, copies: Tensors) -> None:
+def load_rows(layer: LayerSeeds, grown: Tensors, copies: Tensors) -> None:
     """Take over stored rows; rows that are not stored are as at birth."""
     bank = layer.bank
     for stored in (grown, copies):
@@ -156,7 +156,7 @@ def host_tensors(stage: Stage) -> Tensors:
 
 def host_buffers(stage: Stage) -> Tensors:
     """Buffers of the host, without those of seeds."""
-    own = {id(b) for t in stage.trainers.values() for b in t.layer.seed_buffers()}
+    own = {id(b) for t in stage.trainers.values() for b in t.layer.buffers()}
     return {n: b for n, b in stage.module.named_buffers() if id(b) not in own}
 
 

@@ -62,9 +62,8 @@ class Stage:
             raise RuntimeError(f"stage {self.spec.name!r} is at step {self.step}, not {step}")
         self.module.train()
         self.optimizer.zero_grad(set_to_none=True)
-        closes_epoch = (step + 1) % self.spec.epoch_steps == 0
         for trainer in self.trainers.values():
-            trainer.begin_step(sample=closes_epoch)
+            trainer.begin_step()
         if self.spec.first or self.spec.last:
             self._draw(step)
 

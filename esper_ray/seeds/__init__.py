@@ -1,7 +1,7 @@
 """Chunks, the state of every seed, and the stacked weights of what seeds grow."""
 
 from esper_ray.seeds.bank import SeedBank
-from esper_ray.seeds.chunks import ChunkManager
+from esper_ray.seeds.chunks import ChunkManager, ChunkRows
 from esper_ray.seeds.columns import SeedColumns, SeedView
 from esper_ray.seeds.logical_seed import HistoryEntry, LogicalSeed, SeedHost
 from esper_ray.seeds.mirror import Latch
@@ -11,6 +11,7 @@ from esper_ray.seeds.state_tensor import Applied, ExtendedStateTensor
 __all__ = [
     "Applied",
     "ChunkManager",
+    "ChunkRows",
     "ExtendedStateTensor",
     "HistoryEntry",
     "Latch",

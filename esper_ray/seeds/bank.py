@@ -83,18 +83,34 @@ class SeedBank(nn.Module):
         """The parked counterpart of `tensors()`."""
         return {name: self.get_buffer(f"copy_{name}") for name in self.tensors()}
 
-    def delta(self, x: Tensor, u: Tensor, rows: Tensor) -> Tensor:
-        """What seeds `rows` would add at alpha 1 to their chunks x (..., len(rows), chunk).
+    def read(self, u: Tensor | None) -> Tensor | None:
+        """The host's input u (..., inputs) as (samples, inputs), None if the blueprint ignores it.
 
-        u (..., inputs) is the host's input; it is looked at only if the blueprint reads it.
+        ValueError where there is none, or one of other features.
         """
-        if self.kind.reads_input() and u.shape[-1] != self.shape.inputs:
+        if not self.kind.reads_input():
+            return None
+        given = 0 if u is None else u.shape[-1]
+        if u is None or given != self.shape.inputs:
             raise ValueError(
-                f"the host read {u.shape[-1]} features, but the seeds read {self.shape.inputs}"
+                f"the host read {given} features, but the seeds read {self.shape.inputs}"
             )
+        return u.reshape(-1, given)
+
+    def delta(self, x: Tensor, u: Tensor | None, rows: Tensor) -> Tensor:
+        """What seeds `rows` would add at alpha 1 to their chunks x (samples, rows, chunk).
+
+        u is what `read` returned. Whatever the blueprint raises travels on; ValueError where what
+        it returns is not shaped as x, since it would be broadcast in silence.
+        """
         slots = self.slots(rows)
-        stacked = {name: weight.index_select(0, slots) for name, weight in self.weights.items()}
-        return self.kind.delta(stacked, x, u)
+        stacked = {n: w.index_select(0, slots).to(x.dtype) for n, w in self.weights.items()}
+        delta = self.kind.delta(stacked, x, x[:, 0, :0] if u is None else u)
+        if delta.shape != x.shape:
+            raise ValueError(
+                f"blueprint {self.kind.name!r} put out {tuple(delta.shape)} for {tuple(x.shape)}"
+            )
+        return delta
 
     @torch.no_grad()
     def claim(self, rows: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,6 +11,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from esper_ray.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRows:
+    """Where the chunks of some seeds lie among the features.
+
+    `columns` (rows * chunk_width,) says what to read, past its end a short chunk reads its last
+    feature again. `kept` are the entries of `columns` that are a chunk's own, and `own` says which
+    features those are: only they may be written. `whole` means every feature in order.
+    """
+
+    ids: Tensor
+    columns: Tensor
+    kept: Tensor
+    own: Tensor
+    whole: bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 class ChunkManager(nn.Module):
@@ -43,6 +63,11 @@ class ChunkManager(nn.Module):
         self.register_buffer("_slots", slots, persistent=False)
         self.register_buffer("valid", offset < lengths[:, None], persistent=False)
 
+    @property
+    def owner(self) -> Tensor:
+        """(width,) int64 seed of each feature."""
+        return self._slots // self.chunk_width
+
     valid: Tensor
     """(seeds, chunk_width) bool, False where a short chunk is padded."""
 
@@ -61,6 +86,29 @@ class ChunkManager(nn.Module):
     def concatenate(self, chunks: Sequence[Tensor]) -> Tensor:
         """The inverse of `split`, bit for bit."""
         return torch.cat(tuple(chunks), dim=-1)
+
+    def rows(self, ids: Tensor) -> ChunkRows:
+        """Where the chunks of seeds `ids` (rows,) lie; not for use inside a step."""
+        columns = self._columns.view(self.num_seeds, -1).index_select(0, ids).flatten()
+        kept = self.valid.index_select(0, ids).flatten().nonzero().flatten()
+        whole = self.even and len(ids) == self.num_seeds and bool((ids.diff() == 1).all())
+        return ChunkRows(ids, columns, kept, columns.index_select(0, kept), whole)
+
+    def take(self, x: Tensor, rows: ChunkRows) -> Tensor:
+        """Chunks (samples, rows, chunk_width) of x (samples, width), padded with zeros."""
+        self._check_width(x)
+        shape = (len(x), len(rows), self.chunk_width)
+        if rows.whole:
+            return x.reshape(shape)
+        taken = x.index_select(-1, rows.columns).view(shape)
+        return taken if self.even else taken.masked_fill(~self.valid.index_select(0, rows.ids), 0.0)
+
+    def add(self, x: Tensor, rows: ChunkRows, delta: Tensor) -> Tensor:
+        """x (samples, width) with delta (samples, rows, chunk_width) added to the chunks."""
+        flat = delta.flatten(1)
+        if rows.whole:
+            return x + flat
+        return x.index_add(-1, rows.own, flat if self.even else flat.index_select(-1, rows.kept))
 
     def pack(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., seeds, chunk_width), short chunks padded with zeros."""

@@ -17,7 +17,6 @@ from esper_ray.growth.assembly import (
     match_targets,
 )
 from esper_ray.growth.spec import LayerSpec
-from esper_ray.layers import ChunkedKasminaLayer
 from esper_ray.models import StageFactory, byte_mlp
 from tests.builders import same_bits, stage_spec
 
@@ -112,8 +111,7 @@ def test_the_host_is_the_same_with_and_without_seeds() -> None:
     module, [layer] = build_stage(spec)
     bare, none = build_stage(replace(spec, layers=()))
     assert none == []
-    assert isinstance(layer, ChunkedKasminaLayer)
-    assert module.get_submodule("0.hidden.0") is layer
+    assert module.get_submodule("0.hidden.0.esper_seeds") is layer
     assert (layer.layer_id, layer.chunks.width, layer.chunks.num_seeds) == (
         "model.0.hidden.0",
         8,
@@ -140,8 +138,8 @@ def test_a_target_may_be_a_direct_child() -> None:
         layers=(LayerSpec("model.shared", "shared", 4, 2),),
     )
     module, [layer] = build_stage(spec)
-    assert module.get_submodule("shared") is layer
-    assert isinstance(layer.base_layer, nn.Linear)
+    assert module.get_submodule("shared.esper_seeds") is layer
+    assert isinstance(module.get_submodule("shared"), nn.Linear)
 
 
 def test_a_stage_is_inspected_without_touching_real_weights() -> None:

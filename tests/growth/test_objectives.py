@@ -25,10 +25,15 @@ def rms(values: list[float]) -> float:
     return math.sqrt(sum(v * v for v in values) / len(values))
 
 
+def target_of(name: str, h: Tensor, g: Tensor) -> Tensor:
+    h_rms, g_rms = (x.pow(2).mean().sqrt() for x in (h, g))
+    return OBJECTIVES[name].target(g, h_rms, g_rms, K)
+
+
 def loss_of(name: str, h: Tensor, g: Tensor, delta: Tensor, chunks: ChunkManager) -> list[float]:
     """What the code computes for all seeds; delta is (..., width)."""
     rows = torch.arange(chunks.num_seeds)
-    target = OBJECTIVES[name].target(h, g, K)
+    target = target_of(name, h, g)
     return local_loss(chunks.pack(delta), chunks.pack(target), chunks, rows).tolist()
 
 
@@ -72,13 +77,13 @@ def test_gradient_target_does_not_depend_on_the_scale_of_the_loss(scale: float) 
 
 def test_gradient_target_steps_against_the_gradient_by_k_times_the_rms_of_h() -> None:
     h, g = numbers(SAMPLES, 10, seed=1), numbers(SAMPLES, 10, seed=2)
-    target = OBJECTIVES["gradient_target"].target(h, g, K)
+    target = target_of("gradient_target", h, g)
     assert (target * g < 0).all()
     assert float(target.pow(2).mean().sqrt()) == pytest.approx(K * float(h.pow(2).mean().sqrt()))
 
 
 def test_a_gradient_of_zero_gives_a_target_of_zero() -> None:
-    target = OBJECTIVES["gradient_target"].target(numbers(2, 4), torch.zeros(2, 4), K)
+    target = target_of("gradient_target", numbers(2, 4), torch.zeros(2, 4))
     assert (target == 0).all()
 
 

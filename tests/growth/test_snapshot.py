@@ -14,7 +14,7 @@ from esper_ray.errors import CorruptError
 from esper_ray.growth import snapshot
 from esper_ray.growth.spec import StageSpec
 from esper_ray.growth.stage import Stage
-from esper_ray.layers import ChunkedKasminaLayer
+from esper_ray.layers import LayerSeeds
 from esper_ray.lifecycle import ExtendedLifecycle as S
 from esper_ray.seeds import ExtendedStateTensor, bank
 from tests.builders import metrics, move, run_step, same_bits, stage_spec, walk
@@ -22,7 +22,7 @@ from tests.builders import metrics, move, run_step, same_bits, stage_spec, walk
 Damage = Callable[[snapshot.Columns], object]
 
 
-def layer_of(stage: Stage) -> ChunkedKasminaLayer:
+def layer_of(stage: Stage) -> LayerSeeds:
     [trainer] = stage.trainers.values()
     return trainer.layer
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esper_ray.data import ByteSplit
 from esper_ray.errors import ConfigError
@@ -16,7 +16,7 @@ from esper_ray.events import EvaluationRequest
 from esper_ray.growth.slot_adam import SlotAdamSettings
 from esper_ray.growth.spec import SeedSpec, StageSpec
 from esper_ray.growth.stage import Stage
-from esper_ray.layers import ChunkedKasminaLayer
+from esper_ray.layers import LayerSeeds
 from esper_ray.lifecycle import STEPPED_STATES
 from esper_ray.lifecycle import ExtendedLifecycle as S
 from esper_ray.seeds import bank
@@ -36,7 +36,11 @@ from tests.builders import (
 TWO_STAGES = "esper_ray.models:byte_mlp"
 
 
-def layer_of(stage: Stage) -> ChunkedKasminaLayer:
+def host_of(stage: Stage) -> nn.Module:
+    return stage.module.get_submodule(stage.spec.layers[0].path)
+
+
+def layer_of(stage: Stage) -> LayerSeeds:
     [trainer] = stage.trainers.values()
     return trainer.layer
 
@@ -46,7 +50,7 @@ def everyone(stage: Stage) -> list[int]:
 
 
 def host_weights(stage: Stage) -> dict[str, Tensor]:
-    return {n.replace(".base_layer", ""): p for n, p in stage.host_parameters.items()}
+    return dict(stage.host_parameters)
 
 
 def same_dicts(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -233,7 +237,12 @@ def test_telemetry_is_measured_by_hand() -> None:
     layer = layer_of(stage)
     walk(stage, [1], S.TRAINING)
     heard: list[Tensor] = []
-    layer.base_layer.register_forward_hook(lambda _m, _i, out: heard.append(out))
+
+    def keep(_module: nn.Module, _inputs: object, out: Tensor) -> None:
+        out.retain_grad()
+        heard.append(out)
+
+    host_of(stage).register_forward_hook(keep)
     run_step(stage)
     [seen] = stage.end_epoch(0).telemetry
     h = heard[0].detach().view(8, 4, 2)
@@ -249,21 +258,20 @@ def test_telemetry_is_measured_by_hand() -> None:
     assert float(seen.local_loss[1]) == pytest.approx(float(newborn), rel=1e-4)
     assert seen.delta_ratio[1] == 0
     assert [math.isnan(x) for x in seen.local_loss] == [True, False, True, True]
-    bank, linear = layer.bank, layer.base_layer
-    host = sum(p.numel() for p in linear.parameters())
+    bank, linear = layer.bank, host_of(stage)
+    host = sum(linear.get_parameter(name).numel() for name in ("weight", "bias"))
     assert seen.parameter_share == bank.weights_per_seed / host
     assert seen.epochs_in_state.tolist() == [1, 1, 1, 1]
 
 
 def test_lesson_07_variance_is_right_at_a_large_mean() -> None:
     stage = Stage(stage_spec(epoch_steps=1, data=data_spec(micro_batches=1)))
-    layer = layer_of(stage)
     heard: list[Tensor] = []
     with torch.no_grad():
-        for parameter in layer.base_layer.parameters():
+        for parameter in host_of(stage).parameters():
             parameter.mul_(0.01)
-        layer.base_layer.get_parameter("bias").add_(1_000.0)
-    layer.base_layer.register_forward_hook(lambda _m, _i, out: heard.append(out.detach()))
+        host_of(stage).get_parameter("bias").add_(1_000.0)
+    host_of(stage).register_forward_hook(lambda _m, _i, out: heard.append(out.detach()))
     run_step(stage)
     [seen] = stage.end_epoch(0).telemetry
     chunks = heard[0].double().view(8, 4, 2).transpose(0, 1).flatten(1)

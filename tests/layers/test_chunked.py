@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from esper_ray.blueprints import blueprint_names
+from esper_ray.blueprints import AffineBlueprint, blueprint_names
 from esper_ray.errors import ConfigError
 from esper_ray.grafting import GraftingSettings
 from esper_ray.layers import ChunkedKasminaLayer
@@ -60,7 +60,10 @@ def by_hand(layer: ChunkedKasminaLayer, h: Tensor, alpha: Tensor) -> Tensor:
     for seed, chunk in enumerate(layer.chunks.split(h)):
         padded = nn.functional.pad(chunk, (0, layer.chunks.chunk_width - chunk.shape[-1]))
         own = {name: w[seed : seed + 1] for name, w in layer.bank.weights.items()}
-        delta = layer.bank.kind.delta(own, padded.unsqueeze(-2), h).squeeze(-2)
+        delta = layer.bank.kind.delta(
+            own, padded.reshape(-1, 1, padded.shape[-1]), h.reshape(-1, h.shape[-1])
+        )
+        delta = delta.reshape(padded.shape)
         pieces.append(chunk + alpha[seed] * delta[..., : chunk.shape[-1]])
     return torch.cat(pieces, dim=-1)
 
@@ -69,17 +72,18 @@ def by_hand(layer: ChunkedKasminaLayer, h: Tensor, alpha: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", blueprint_names())
-@pytest.mark.parametrize("listening", [False, True])
+@pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("state", HIDDEN)
 def test_lesson_13_a_hidden_seed_changes_no_bit_of_output_or_gradients(
-    state: S, width: int, listening: bool, name: str
+    state: S, width: int, sampled: bool, name: str
 ) -> None:
     bare = host(width)
     layer = grown(copy.deepcopy(bare), width, blueprint_name=name)
     walk(layer, EVERYONE, state)
     randomise(layer)
-    layer.listening = listening
+    if not sampled:
+        layer(numbers(5, 6).float())  # the first forward was sampled, the next seven are not
 
     def run(module: nn.Module) -> list[Tensor]:
         x = numbers(5, 6).float().requires_grad_()
@@ -185,19 +189,61 @@ def test_lesson_27_the_weights_of_a_seed_get_gradient_from_its_own_chunk_only(wi
         assert not weight.grad[[0, 1, 3]].any()
 
 
+@pytest.mark.parametrize("name", ["bottleneck", "input_mlp"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_lesson_27_a_broken_seed_harms_its_own_chunk_only(width: int) -> None:
-    layer = blended(width, [1.0, 1.0, 1.0, 1.0])
+def test_lesson_27_a_broken_seed_is_taken_out_and_its_faults_are_counted(
+    width: int, name: str
+) -> None:
+    layer = blended(width, [1.0, 1.0, 1.0, 1.0], name)
     assert isinstance(layer, ChunkedKasminaLayer)
-    x = numbers(3, width)
+    x = numbers(3, width).requires_grad_()
     before = layer(x)
     with torch.no_grad():
         layer.bank.weights["w_out"][1] = torch.nan
     after = layer(x)
     first, end = layer.chunks.bounds(1)
-    assert after[..., first:end].isnan().all()
+    assert same_bits(after[..., first:end], x[..., first:end])  # the host is the identity
     kept = [i for i in range(width) if not first <= i < end]
     assert same_bits(after[..., kept], before[..., kept])
+    after.sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    for weight in layer.bank.weights.values():
+        assert weight.grad is not None
+        assert weight.grad[[0, 2, 3]].isfinite().all()
+    assert layer.take_faults().tolist() == [0, 1, 0, 0]
+    assert layer.take_faults().tolist() == [0, 0, 0, 0]
+
+
+class Failing(AffineBlueprint):
+    """Raises, or puts out what would be broadcast."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def forward(self, weights: Mapping[str, Tensor], x: Tensor, u: Tensor) -> Tensor:
+        if self.how == "raises":
+            raise KeyError("no such table")
+        out = super().forward(weights, x, u)
+        return out[..., :1] if self.how == "narrow" else out[:1]
+
+
+@pytest.mark.parametrize("how", ["raises", "narrow", "one sample"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_failing_blueprint_leaves_the_host_right_and_is_counted(
+    width: int, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = blended(width, [1.0, 0.0, 0.5, 0.0], "affine")
+    assert isinstance(layer, ChunkedKasminaLayer)
+    layer.bank.kind = Failing(how)
+    x = numbers(3, width).requires_grad_()
+    y = layer(x)
+    assert torch.equal(y, x)
+    y.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.ones_like(x))
+    assert layer.take_faults().tolist() == [1, 0, 1, 0]
+    assert "its blueprint failed" in caplog.text
 
 
 # ---- alpha as an argument --------------------------------------------------------------------
@@ -229,7 +275,7 @@ def test_each_sample_may_have_alphas_of_its_own(width: int) -> None:
         assert torch.allclose(together[row : row + 1], alone, rtol=1e-12, atol=1e-12)
 
 
-def test_a_broken_seed_harms_only_the_samples_in_which_it_is_on() -> None:
+def test_a_broken_seed_is_taken_out_of_every_sample() -> None:
     layer, x = blended(10, [1.0] * 4), numbers(2, 10)
     assert isinstance(layer, ChunkedKasminaLayer)
     alphas = torch.tensor([[0.0, 0.5, 0.0, 1.0], [1.0, 0.5, 0.0, 1.0]], dtype=torch.float64)
@@ -239,7 +285,8 @@ def test_a_broken_seed_harms_only_the_samples_in_which_it_is_on() -> None:
             weight[0] = torch.nan
     found = layer(x, alpha=alphas)
     assert same_bits(found[0], expected[0])
-    assert found[1].isnan().any()
+    first, end = layer.chunks.bounds(0)
+    assert same_bits(found[1, first:end], x[1, first:end])
 
 
 def test_alphas_of_zero_leave_the_host_output() -> None:
@@ -323,7 +370,7 @@ def test_alpha_follows_the_ramp_in_grafting() -> None:
     for _ in range(5):
         layer.advance_epoch(signals([1]), GraftingSettings(ramp_epochs=4), epoch=0)
         seen.append(float(layer.state.alpha[1]))
-        assert layer.active().tolist() == [1]
+        assert layer.rows("blended").ids.tolist() == [1]
     assert seen == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
@@ -340,31 +387,33 @@ def test_lesson_18_forward_advances_nothing_and_eval_mode_cannot_advance() -> No
 # ---- listening -------------------------------------------------------------------------------
 
 
-def test_what_was_heard_is_the_host_output_and_its_gradient() -> None:
+def test_what_was_heard_are_the_chunks_and_the_gradients_there() -> None:
     layer = grown(host(10), 10)
-    walk(layer, EVERYONE, S.TRAINING)
-    layer.listening = True
+    walk(layer, [1, 2], S.TRAINING)
     x = numbers(6, 6).float()
     for part in x.chunk(3):
         (layer(part) ** 2).sum().backward()
-    heard = layer.take_heard()
+    heard = layer.hearing.take()
     assert heard is not None
-    h, g, u = heard
-    assert not h.requires_grad
-    assert same_bits(u, h)  # a bottleneck reads nothing beside
-    assert same_bits(h, layer.base_layer(x).detach())
-    assert torch.allclose(g, 2 * h)
-    assert layer.take_heard() is None
+    h = layer.base_layer(x).detach()
+    assert not heard.x.requires_grad
+    assert heard.u.shape == (6, 0)  # a bottleneck reads nothing beside
+    assert same_bits(heard.x, layer.chunks.pack(h)[:, 1:3])
+    assert torch.allclose(heard.g, 2 * heard.x)
+    assert float(heard.h_square) == pytest.approx(float(h.square().sum()), rel=1e-5)
+    assert float(heard.g_square) == pytest.approx(float(4 * h.square().sum()), rel=1e-5)
+    assert heard.values == h.numel()
+    assert layer.hearing.take() is None
 
 
 @pytest.mark.parametrize("name", ["input_mlp", "input_chunk_mlp"])
 def test_what_the_host_read_is_kept_for_blueprints_that_read_it(name: str) -> None:
     layer = grown(host(10), 10, blueprint_name=name)
-    layer.listening = True
+    walk(layer, [1], S.TRAINING)
     x = numbers(6, 6).float()
     for part in x.chunk(3):
         layer(part).sum().backward()
-    heard = layer.take_heard()
+    heard = layer.hearing.take()
     assert heard is not None
     assert same_bits(heard.u, x)
 
@@ -387,20 +436,24 @@ def test_an_input_fed_seed_writes_its_own_chunk_and_teaches_the_host_before_it(n
 
 def test_a_frozen_host_is_heard_too() -> None:
     layer = grown(host(10), 10)
+    walk(layer, [0, 3], S.TRAINING)
     layer.base_layer.requires_grad_(False)
-    layer.listening = True
     layer(numbers(2, 6).float()).sum().backward()
-    heard = layer.take_heard()
+    heard = layer.hearing.take()
     assert heard is not None
-    assert torch.equal(heard[1], torch.ones(2, 10))
+    assert torch.equal(heard.g, layer.chunks.valid[[0, 3]].float().expand(2, -1, -1))
 
 
-def test_nothing_is_heard_without_gradients() -> None:
+@pytest.mark.parametrize("why", ["no_grad", "eval"])
+def test_nothing_is_heard_without_training(why: str) -> None:
     layer = grown(host(10), 10)
-    layer.listening = True
-    with torch.no_grad():
-        layer(numbers(2, 6).float())
-    assert layer.take_heard() is None
+    walk(layer, EVERYONE, S.TRAINING)
+    layer.train(why != "eval")
+    with torch.set_grad_enabled(why != "no_grad"):
+        y = layer(numbers(2, 6).float())
+    if why == "eval":
+        y.sum().backward()
+    assert layer.hearing.take() is None
 
 
 @pytest.mark.parametrize("alphas", [[0.0] * 4, [0.5, 0.0, 1.0, 0.0]])
@@ -453,8 +506,6 @@ def test_lesson_03_seed_weights_are_parameters_of_their_own() -> None:
     seeds = {id(p) for p in layer.bank.parameters()}
     assert {id(p) for p in layer.host_parameters()} | seeds == {id(p) for p in layer.parameters()}
     assert not {id(p) for p in layer.host_parameters()} & seeds
-    buffers = {id(b) for b in layer.seed_buffers()}
-    assert buffers == {id(b) for b in layer.buffers()}
 
 
 def test_lesson_10_a_width_that_is_not_the_outputs_is_refused_in_forward() -> None:

@@ -167,7 +167,8 @@ def test_what_is_done_to_one_seed_changes_no_other_row_weight_or_output(
         assert same_bits(value[others], before.bank.tensors()[name][others])
     for number in others:
         chunk = host.seed(number).chunk
-        assert same_bits(chunk(host(x)), chunk(output))
+        # The order of sums in a batched product depends on the size of the batch.
+        assert torch.allclose(chunk(host(x)), chunk(output), rtol=1e-5, atol=1e-6)
 
 
 # ---- requests --------------------------------------------------------------------------------

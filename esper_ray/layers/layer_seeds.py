@@ -1,0 +1,190 @@
+"""The seeds of one layer: what they blend into its output, and what they hear of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esper_ray.layers.hearing import Hearing
+from esper_ray.layers.seed_holder import SeedHolder
+from esper_ray.layers.telemetry import ChunkTelemetry
+from esper_ray.lifecycle import ExtendedLifecycle
+from esper_ray.seeds import ChunkRows
+
+_S = ExtendedLifecycle
+_log = logging.getLogger(__name__)
+
+BLUEPRINT_FAULTS: Final = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a blueprint, which may be a user's own, can raise without ending the host's training."""
+
+
+class LayerSeeds(SeedHolder):
+    """Seeds that share a layer's output of `width` features.
+
+    `blend` adds alpha times what each seed has grown to its chunk. While every alpha is 0, output
+    and gradients are the host's own, bit for bit. `inputs` are the features of the host's input,
+    0 where seeds cannot read it; `host_weights` is the number of weights of the host.
+    """
+
+    faults: Tensor
+    """(seeds,) float32: outputs of each seed that were not finite, since the epoch began."""
+
+    def __init__(
+        self,
+        width: int,
+        num_seeds: int = 1000,
+        layer_id: str = "layer",
+        *,
+        host_weights: int = 0,
+        **given: Any,
+    ) -> None:
+        super().__init__(width, num_seeds, layer_id, **given)
+        self.host_weights = host_weights
+        self.telemetry = ChunkTelemetry(width)
+        self.hearing = Hearing()
+        self.register_buffer("faults", torch.zeros(num_seeds), persistent=False)
+        self._trial: Tensor | None = None
+        self._rows: dict[str, ChunkRows] = {}
+        self._version = -1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x itself, so that a host which runs its children one after the other is not changed."""
+        return x
+
+    # ---- blending ----------------------------------------------------------------------------
+
+    def blend(self, h: Tensor, u: Tensor | None, alpha: Tensor | None = None) -> Tensor:
+        """The host's output h (..., width) with the seeds blended in; u is what the host read.
+
+        `alpha` (samples, seeds), or (1, seeds), replaces the seeds' own alphas for this call only;
+        samples is the first dimension of h. ValueError where h is not of this layer's width.
+        """
+        if h.shape[-1] != self.chunks.width:
+            raise ValueError(
+                f"layer {self.layer_id!r} put out {h.shape[-1]} features, but its seeds divide "
+                f"{self.chunks.width}"
+            )
+        alpha = self._trial if alpha is None else alpha
+        if torch.is_grad_enabled() and self.training:
+            h = self._listen(h, u)
+        rows = self.rows("blended") if alpha is None else self.chunks.rows(_used(alpha))
+        if len(rows) == 0:
+            return h
+        flat = h.reshape(-1, self.chunks.width)
+        if alpha is None:
+            weight = self.state.alpha.index_select(0, rows.ids)[:, None]
+        else:
+            weight = _per_sample(alpha.index_select(-1, rows.ids), len(flat))
+        delta = self.delta(self.chunks.take(flat, rows), self.bank.read(u), rows.ids)
+        blended = torch.where(weight > 0, weight * delta, 0.0).to(h.dtype)
+        return self.chunks.add(flat, rows, blended).view(h.shape)
+
+    def delta(self, x: Tensor, u: Tensor | None, ids: Tensor) -> Tensor:
+        """What seeds `ids` would add at alpha 1 to their chunks x (samples, rows, chunk).
+
+        0, and a fault, for a seed whose output is not finite, and for all where the blueprint
+        fails: neither reaches the host.
+        """
+        try:
+            delta = self.bank.delta(_guarded(x), None if u is None else _guarded(u), ids)
+        except BLUEPRINT_FAULTS as error:
+            _log.warning("layer %s: its blueprint failed: %r", self.layer_id, error)
+            self.faults.index_add_(0, ids, self.faults.new_ones(len(ids)))
+            return torch.zeros_like(x)
+        broken = ~torch.isfinite(delta.detach()).all(-1).all(0)
+        self.faults.index_add_(0, ids, broken.to(self.faults.dtype))
+        return torch.where(broken[:, None], 0.0, delta)
+
+    def take_faults(self) -> Tensor:
+        """(seeds,) float32 failures of each seed since the last call, on the device."""
+        faults = self.faults.clone()
+        self.faults.zero_()
+        return faults
+
+    @contextmanager
+    def under(self, alpha: Tensor) -> Iterator[None]:
+        """Blend with `alpha`, as in `blend`, for as long as the context lasts; changes no state."""
+        self._trial = alpha
+        try:
+            yield
+        finally:
+            self._trial = None
+
+    def _listen(self, h: Tensor, u: Tensor | None) -> Tensor:
+        """Sample telemetry and hear what seeds in TRAINING need, where either is due."""
+        training, sampled = self.rows("training"), self.telemetry.due()
+        if sampled:
+            self.telemetry.sample(h.detach().reshape(-1, self.chunks.width))
+        if not sampled and len(training) == 0:
+            return h
+        if not h.requires_grad:
+            h = h.detach().requires_grad_()
+        self.hearing.listen(
+            h,
+            self.bank.read(u),
+            self.chunks,
+            training,
+            self.telemetry if sampled else None,
+        )
+        return h
+
+    def rows(self, which: str) -> ChunkRows:
+        """Chunks of the seeds that are `blended`, `training` or in GRAFTING (`grafting`).
+
+        Made anew only after a change of state, by the host alone.
+        """
+        if self._version != self.state.version:
+            view, self._version = self.state.view(), self.state.version
+            ids = {
+                "blended": np.flatnonzero(view.alpha > 0),
+                "training": view.rows(_S.TRAINING),
+                "grafting": view.rows(_S.GRAFTING),
+            }
+            device = self.state.alpha.device
+            self._rows = {
+                name: self.chunks.rows(torch.from_numpy(found).to(device))
+                for name, found in ids.items()
+            }
+        return self._rows[which]
+
+    def refresh(self) -> None:
+        """Forget what was derived from the state columns."""
+        super().refresh()
+        self._version = -1
+
+
+def _guarded(x: Tensor) -> Tensor:
+    """x, but what is not finite of the gradient that it passes on becomes 0."""
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return x
+    x = x.view_as(x)
+    x.register_hook(_finite)  # type: ignore[no-untyped-call]
+    return x
+
+
+def _finite(g: Tensor | None) -> Tensor | None:
+    return None if g is None else torch.where(torch.isfinite(g), g, 0.0)
+
+
+def _used(alpha: Tensor) -> Tensor:
+    return (alpha > 0).any(0).nonzero().flatten()
+
+
+def _per_sample(alpha: Tensor, samples: int) -> Tensor:
+    """(1 or samples, rows, 1) from (1 or n, rows), each row n times as samples need it."""
+    if len(alpha) > 1:
+        alpha = alpha.repeat_interleave(samples // len(alpha), 0)
+    return alpha[..., None]
