@@ -31,6 +31,18 @@ def test_a_strategy_of_your_own_works_as_it_is_written(tmp_path: Path) -> None:
     assert told == "0.25\n"
 
 
+def test_a_blueprint_of_your_own_works_as_it_is_written(tmp_path: Path) -> None:
+    more = """
+from esper_ray.layers import ChunkedKasminaLayer
+
+layer = ChunkedKasminaLayer(nn.Linear(3, 8), 2, blueprint_name="adapter", hidden=5)
+layer.request("germinate", [0, 1])
+print(layer.bank.weights_per_seed, layer.seed(1).state.name)
+"""
+    told = run("docs/growth.md", more, tmp_path)
+    assert told == f"{2 * 4 + 4 * 5 + 5 + 5 * 4 + 4} GERMINATED\n"
+
+
 def test_a_part_of_the_event_log_opens_with_pyarrow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from esper_ray.blueprints.builtin import (
     InputMlpBlueprint,
     LowRankBlueprint,
 )
+from esper_ray.blueprints.from_module import ModuleBlueprint, register_module_blueprint
 from esper_ray.blueprints.registry import (
     Blueprint,
     BlueprintShape,
@@ -26,8 +27,10 @@ __all__ = [
     "InputChunkMlpBlueprint",
     "InputMlpBlueprint",
     "LowRankBlueprint",
+    "ModuleBlueprint",
     "WeightSpec",
     "blueprint",
     "blueprint_names",
     "register_blueprint",
+    "register_module_blueprint",
 ]

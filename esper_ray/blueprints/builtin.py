@@ -14,7 +14,6 @@ from esper_ray.blueprints.registry import (
     WeightSpec,
     register_blueprint,
 )
-from esper_ray.errors import ConfigError
 
 
 def _each(x: Tensor, weight: Tensor) -> Tensor:
@@ -119,12 +118,7 @@ class _FedMlp(Blueprint):
 
     def weights(self, shape: BlueprintShape) -> Mapping[str, WeightSpec]:
         """Ordinary input projections, zero output projection."""
-        if shape.inputs < 1:
-            raise ConfigError(
-                f"blueprint {self.name!r} reads the host layer's input, which this layer hides",
-                "target a module of one float tensor in and one out, such as a Linear, or choose "
-                "a blueprint that reads its chunk",
-            )
+        self.require_input(shape)
         chunk = {"w_chunk": WeightSpec((shape.chunk, shape.hidden), shape.chunk**-0.5)}
         return {
             "w_in": WeightSpec((shape.inputs, shape.hidden), shape.inputs**-0.5),

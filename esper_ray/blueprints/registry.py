@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from esper_ray.errors import ConfigError
+from esper_ray.keyed_random import keyed_uniform, stream_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,19 @@ class Blueprint(ABC):
     def weights(self, shape: BlueprintShape) -> Mapping[str, WeightSpec]:
         """The weights of one seed, by name."""
 
+    def newborn(self, shape: BlueprintShape, identity: Tensor, stream: str) -> Mapping[str, Tensor]:
+        """Weights of newborn seeds, stacked; one that is left out is zero.
+
+        Those of a row follow from `stream` and its number in `identity` (rows,) int64 alone.
+        """
+        drawn: dict[str, Tensor] = {}
+        for name, spec in self.weights(shape).items():
+            if spec.bound:
+                count = math.prod(spec.shape)
+                uniform = keyed_uniform(stream_key(stream, name), identity, count)
+                drawn[name] = ((uniform * 2 - 1) * spec.bound).view(-1, *spec.shape)
+        return drawn
+
     @abstractmethod
     def forward(self, weights: Mapping[str, Tensor], x: Tensor, u: Tensor) -> Tensor:
         """Chunks x (samples, rows, chunk) and the host's input u (samples, inputs), to x's shape.
@@ -70,12 +85,23 @@ class Blueprint(ABC):
         """Whether it looks at the host's input."""
         return self.reads != "chunk"
 
+    def require_input(self, shape: BlueprintShape) -> None:
+        """ConfigError where it reads the host's input and the layer hides that."""
+        if self.reads_input() and shape.inputs < 1:
+            raise ConfigError(
+                f"blueprint {self.name!r} reads the host layer's input, which this layer hides",
+                "target a module of one float tensor in and one out, such as a Linear, or choose "
+                "a blueprint that reads its chunk",
+            )
+
 
 _BY_NAME: dict[str, Blueprint] = {}
 
 
 def register_blueprint(kind: type[Blueprint]) -> type[Blueprint]:
     """Class decorator; name and number must both be new."""
+    if not 0 <= kind.blueprint_id < 2**31:
+        raise ValueError(f"blueprint {kind.name!r} needs an id in 0..2**31-1: {kind.blueprint_id}")
     for known in _BY_NAME.values():
         if known.name == kind.name or known.blueprint_id == kind.blueprint_id:
             raise ValueError(

@@ -125,7 +125,8 @@ class SeedsConfig(Section):
     """Optimiser steps of a lifecycle epoch."""
     blueprint: str = "bottleneck"
     """What a seed grows: `bottleneck`, `low_rank` or `affine` on its chunk, `input_mlp` on the
-    layer's whole input, `input_chunk_mlp` on both, `autoencoder` for `reconstruction`."""
+    layer's whole input, `input_chunk_mlp` on both, `autoencoder` for `reconstruction`, or
+    [one of your own](growth.md#a-blueprint-of-your-own)."""
     hidden: Size = 32
     """Hidden units of a blueprint."""
     objective: str = "gradient_target"

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from esper_ray.blueprints import Blueprint, BlueprintShape
-from esper_ray.keyed_random import keyed_uniform, stream_key
 
 FIRST_SLOTS: Final = 64
 
@@ -149,12 +148,8 @@ class SeedBank(nn.Module):
         slots = self.claim(rows)
         for value in self.tensors().values():
             value[slots] = 0
-        for name, spec in self.specs.items():
-            if not spec.bound:
-                continue
-            uniform = keyed_uniform(stream_key(stream, name), identity, math.prod(spec.shape))
-            values = ((uniform * 2 - 1) * spec.bound).view(-1, *spec.shape)
-            self.weights[name][slots] = values.to(self.weights[name].dtype)
+        for name, values in self.kind.newborn(self.shape, identity, stream).items():
+            self.weights[name][slots] = values.to(self.weights[name])
 
     @torch.no_grad()
     def park(self, rows: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What every blueprint promises; a new one joins the suite by being registered."""
+"""What every blueprint promises; one of ours joins the suite by being registered."""
 
 from __future__ import annotations
 
@@ -15,15 +15,22 @@ from esper_ray.blueprints import (
     blueprint,
     blueprint_names,
     register_blueprint,
+    registry,
 )
 from esper_ray.errors import ConfigError
 from esper_ray.seeds import SeedBank
+from tests.blueprints.user_modules import MODULES
 
-KINDS = [blueprint(name) for name in blueprint_names()]
+KINDS = [*(blueprint(name) for name in blueprint_names()), *MODULES]
 SHAPES = [BlueprintShape(1, 1, 2), BlueprintShape(4, 3, 6), BlueprintShape(5, 8, 1)]
 SEEDS = 3
 
 pytestmark = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+
+
+@pytest.fixture(autouse=True)
+def registered(kind: Blueprint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._BY_NAME, kind.name, kind)
 
 
 def weights(kind: Blueprint, shape: BlueprintShape, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from esper_ray.blueprints import registry
 from esper_ray.config import RunConfig
+from esper_ray.errors import ConfigError
 from esper_ray.events.messages import EpochReport
 from esper_ray.grafting import STRATEGIES
+from esper_ray.planning import plan_run
 from esper_ray.runtime import RunResult, Runtime
 
 ConfigMaker = Callable[..., RunConfig]
@@ -121,3 +124,71 @@ def test_a_strategy_from_the_module_of_the_model_works_through_actors_too(
     assert [r.moves for r in here] == [r.moves for r in there]
     assert "STABILIZATION" in alone.states_visited
     assert alone.states_visited == spread.states_visited
+
+
+@pytest.fixture
+def factory_with_a_blueprint() -> Iterator[str]:
+    module = "tests.blueprint_for_tests"
+    yield f"{module}:two_stages"
+    sys.modules.pop(module, None)
+    registry._BY_NAME.pop("adapter_of_a_user", None)
+
+
+def test_a_blueprint_that_no_module_registers_is_refused_with_the_known_names(
+    make_config: ConfigMaker,
+) -> None:
+    with pytest.raises(ConfigError, match="no blueprint is named 'adapter_of_a_user'") as caught:
+        plan_run(make_config("run", seeds__blueprint="adapter_of_a_user"))
+    assert "bottleneck" in caught.value.hint
+
+
+@pytest.mark.parametrize("broken", [None, "heads", "shape"])
+def test_a_blueprint_from_the_module_of_the_model_is_tried_at_planning(
+    make_config: ConfigMaker, factory_with_a_blueprint: str, broken: str | None
+) -> None:
+    hidden = {None: 16, "heads": 15, "shape": 14}[broken]
+    config = make_config(
+        "run",
+        model__factory=factory_with_a_blueprint,
+        seeds__blueprint="adapter_of_a_user",
+        seeds__hidden=hidden,
+    )
+    if broken is None:
+        layers = plan_run(config).layers
+        assert [layer.seed_parameters for layer in layers] == [4 * (8 * 16 + 16 + 16 * 8)] * 2
+    else:
+        message = {"heads": "15 is odd", "shape": r"returns \(16, 1\) for a chunk of \(16, 8\)"}
+        with pytest.raises(ConfigError, match=message[broken]):
+            plan_run(config)
+
+
+def test_seeds_of_a_users_module_live_a_whole_life_and_resume(
+    make_config: ConfigMaker, factory_with_a_blueprint: str
+) -> None:
+    mine = {"model__factory": factory_with_a_blueprint, "seeds__blueprint": "adapter_of_a_user"}
+    whole, _ = run(make_config("whole", **mine), local=True)
+    assert whole.states_visited == WHOLE_LIFE
+    run(make_config("again", train__epochs=14, **mine), local=True)
+    reports: list[EpochReport] = []
+    with Runtime(make_config("again", **mine), local=True) as runtime:
+        resumed = runtime.fit("auto", on_epoch=reports.append)
+    assert reports[0].epoch == 14
+    assert resumed.eval == whole.eval
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_blueprint_from_the_module_of_the_model_works_through_actors_too(
+    make_config: ConfigMaker, ray_cluster: str, factory_with_a_blueprint: str
+) -> None:
+    mine: dict[str, Any] = {
+        "model__factory": factory_with_a_blueprint,
+        "seeds__blueprint": "adapter_of_a_user",
+        "train__epochs": 16,
+    }
+    alone, here = run(make_config("local", **mine), local=True)
+    spread, there = run(make_config("actors", cluster__address=ray_cluster, **mine), local=False)
+    assert [r.moves for r in here] == [r.moves for r in there]
+    assert "STABILIZATION" in alone.states_visited
+    assert alone.states_visited == spread.states_visited
+    assert alone.eval == pytest.approx(spread.eval, rel=1e-6)
