@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 NAMESPACE = "esper-tests"
 Pids = dict[int, float]  # process id -> creation time, so that a reused id is never signalled
@@ -33,6 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
         # Ray's coming default, asked for by the warning that it prints otherwise.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
+    if not torch.cuda.is_available():
+        env["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
     if _ray_demands_tokens():
         folder = Path(tempfile.mkdtemp(prefix="esper-tests-"))
         config.add_cleanup(lambda: shutil.rmtree(folder))

@@ -14,6 +14,7 @@ from esper_ray.blueprints.registry import (
     WeightSpec,
     register_blueprint,
 )
+from esper_ray.kernels import Form
 
 
 def _each(x: Tensor, weight: Tensor) -> Tensor:
@@ -55,6 +56,7 @@ class BottleneckBlueprint(_TwoLayer):
     blueprint_id = 0
     name = "bottleneck"
     residual = True
+    fused = Form("w_in", None, "relu")
 
     def weights(self, shape: BlueprintShape) -> Mapping[str, WeightSpec]:
         """Ordinary input projection, zero output projection."""
@@ -68,6 +70,7 @@ class AutoencoderBlueprint(_TwoLayer):
     blueprint_id = 1
     name = "autoencoder"
     residual = False
+    fused = Form("w_in", None, "relu", residual=False)
 
     def weights(self, shape: BlueprintShape) -> Mapping[str, WeightSpec]:
         """Ordinary initialisation of both projections."""
@@ -81,6 +84,7 @@ class LowRankBlueprint(Blueprint):
     blueprint_id = 2
     name = "low_rank"
     residual = True
+    fused = Form("w_in", None, "identity", biases=False)
 
     def weights(self, shape: BlueprintShape) -> Mapping[str, WeightSpec]:
         """Ordinary first factor, zero second factor."""
@@ -142,6 +146,7 @@ class InputMlpBlueprint(_FedMlp):
     blueprint_id = 4
     name = "input_mlp"
     reads = "input"
+    fused = Form(None, "w_in", "gelu")
 
 
 @register_blueprint
@@ -151,3 +156,4 @@ class InputChunkMlpBlueprint(_FedMlp):
     blueprint_id = 5
     name = "input_chunk_mlp"
     reads = "both"
+    fused = Form("w_chunk", "w_in", "gelu")

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from esper_ray.errors import ConfigError
+from esper_ray.kernels import Form
 from esper_ray.keyed_random import keyed_uniform, stream_key
 
 
@@ -51,6 +52,8 @@ class Blueprint(ABC):
     name: ClassVar[str]
     residual: ClassVar[bool]
     reads: ClassVar[Literal["chunk", "input", "both"]] = "chunk"
+    fused: ClassVar[Form | None] = None
+    """What the fused kernels compute in place of `forward`; None where none of them can."""
 
     @abstractmethod
     def weights(self, shape: BlueprintShape) -> Mapping[str, WeightSpec]:

@@ -80,17 +80,19 @@ class SeedTrainer:
         self._learned = {"rows": rows, "local_loss": losses.detach(), "delta_ratio": ratio}
 
     def step(self) -> None:
-        """Move the rows whose state allows it; count a gradient that is not finite as an error."""
+        """Move the rows whose state allows it; count a seed whose output or gradient is not finite."""
         bank = self.layer.bank
         norms = gradient_norms(bank)
-        self.layer.state.count_errors(self._stepped & ~norms.isfinite(), bank.seed_of_slot)
+        failed = self.layer.take_faults()
+        stuck = self._stepped & ~norms.isfinite()
+        failed.index_add_(0, bank.seed_of_slot.clamp(min=0), stuck.to(failed.dtype))
+        self.layer.state.count_errors(failed > 0)
         step_rows(bank, self._stepped, norms, self.spec.optimizer)
         self._norms = norms[bank.slots(self._grafting)]
 
     def end_epoch(self, epoch: int) -> TelemetryBatch:
         """Advance every seed by one lifecycle epoch and report the epoch."""
         layer, signals = self.layer, self._signals()
-        layer.state.count_errors(layer.take_faults())
         layer.advance_epoch(signals, self.spec.grafting, epoch)
         view = layer.state.view()
         batch = TelemetryBatch(

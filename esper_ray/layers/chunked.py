@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from esper_ray.errors import ConfigError
+from esper_ray.layers.hook import FRESH_OUTPUT
 from esper_ray.layers.layer_seeds import LayerSeeds
 
 
@@ -39,6 +40,7 @@ class ChunkedKasminaLayer(LayerSeeds):
         weights = sum(p.numel() for p in base_layer.parameters())
         super().__init__(width, num_seeds, layer_id, inputs=known, host_weights=weights, **given)
         self.base_layer = base_layer
+        self.in_place = type(base_layer) in FRESH_OUTPUT and not base_layer._forward_hooks
         self.to(device)
 
     def host_parameters(self) -> list[nn.Parameter]:
@@ -47,4 +49,4 @@ class ChunkedKasminaLayer(LayerSeeds):
 
     def forward(self, x: Tensor, alpha: Tensor | None = None) -> Tensor:
         """Base output (..., width) with the seeds blended in; `alpha` as in `blend`."""
-        return self.blend(self.base_layer(x), x, alpha)
+        return self.blend(self.base_layer(x), x, alpha, in_place=self.in_place)

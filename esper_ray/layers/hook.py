@@ -73,7 +73,8 @@ class SeedHook:
         if not isinstance(seeds, LayerSeeds):
             raise TypeError(f"{CHILD} is a {type(seeds).__name__}")
         h = self.output.find(output)
-        y = seeds.blend(h, self._read(args, kwargs, h))
+        alone = len(module._forward_hooks) == 1  # another hook may have kept the output
+        y = seeds.blend(h, self._read(args, kwargs, h), in_place=alone and seeds.in_place)
         return output if y is output else self.output.replace(output, y)
 
     def _read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], h: Tensor) -> Tensor | None:
@@ -97,12 +98,20 @@ def host_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | Non
     return None
 
 
+FRESH_OUTPUT: Final = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Modules whose output nobody else holds, and whose backward does not look at it."""
+
+
 def attach_seeds(module: nn.Module, seeds: LayerSeeds, output: Output = Output()) -> LayerSeeds:
-    """Give `module` seeds, as its child `esper_seeds`; ConfigError if it has some."""
+    """Give `module` seeds, as its child `esper_seeds`; ConfigError if it has some.
+
+    On a GPU they write into the output of a module of FRESH_OUTPUT that has no other hook.
+    """
     if hasattr(module, CHILD):
         raise ConfigError(
             f"layer {seeds.layer_id!r} carries seeds already", "detach them before attaching others"
         )
+    seeds.in_place = _last(module) in FRESH_OUTPUT and output.part is None
     module.add_module(CHILD, seeds)
     module.register_forward_hook(SeedHook(output), with_kwargs=True)
     return seeds
@@ -115,6 +124,13 @@ def detach_seeds(module: nn.Module) -> None:
             module._forward_hooks.pop(key)
             module._forward_hooks_with_kwargs.pop(key, None)
     delattr(module, CHILD)
+
+
+def _last(module: nn.Module) -> type[nn.Module]:
+    """Class of what puts out the module's output, as far as that can be known."""
+    if type(module) is nn.Sequential and len(module):
+        return _last(module[-1])
+    return type(module)
 
 
 def _described(found: object) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from esper_ray.kernels import choose
+from esper_ray.layers.fused import FusedBlend
 from esper_ray.layers.hearing import Hearing
 from esper_ray.layers.seed_holder import SeedHolder
 from esper_ray.layers.telemetry import ChunkTelemetry
@@ -39,9 +41,6 @@ class LayerSeeds(SeedHolder):
     0 where seeds cannot read it; `host_weights` is the number of weights of the host.
     """
 
-    faults: Tensor
-    """(seeds,) float32: outputs of each seed that were not finite, since the epoch began."""
-
     def __init__(
         self,
         width: int,
@@ -49,16 +48,20 @@ class LayerSeeds(SeedHolder):
         layer_id: str = "layer",
         *,
         host_weights: int = 0,
+        kernel: str = "auto",
+        in_place: bool = False,
         **given: Any,
     ) -> None:
         super().__init__(width, num_seeds, layer_id, **given)
-        self.host_weights = host_weights
+        self.host_weights, self.in_place = host_weights, in_place
+        self._asked_kernel = kernel
+        self._fused: FusedBlend | None = None
         self.telemetry = ChunkTelemetry(width)
         self.hearing = Hearing()
-        self.register_buffer("faults", torch.zeros(num_seeds), persistent=False)
         self._trial: Tensor | None = None
         self._rows: dict[str, ChunkRows] = {}
         self._version = -1
+        self._choose_kernel()
 
     def forward(self, x: Tensor) -> Tensor:
         """x itself, so that a host which runs its children one after the other is not changed."""
@@ -66,11 +69,14 @@ class LayerSeeds(SeedHolder):
 
     # ---- blending ----------------------------------------------------------------------------
 
-    def blend(self, h: Tensor, u: Tensor | None, alpha: Tensor | None = None) -> Tensor:
+    def blend(
+        self, h: Tensor, u: Tensor | None, alpha: Tensor | None = None, *, in_place: bool = False
+    ) -> Tensor:
         """The host's output h (..., width) with the seeds blended in; u is what the host read.
 
         `alpha` (samples, seeds), or (1, seeds), replaces the seeds' own alphas for this call only;
-        samples is the first dimension of h. ValueError where h is not of this layer's width.
+        samples is the first dimension of h. `in_place` permits to write over h, which nobody may
+        look at then. ValueError where h is not of this layer's width.
         """
         if h.shape[-1] != self.chunks.width:
             raise ValueError(
@@ -83,12 +89,14 @@ class LayerSeeds(SeedHolder):
         rows = self.rows("blended") if alpha is None else self.chunks.rows(_used(alpha))
         if len(rows) == 0:
             return h
-        flat = h.reshape(-1, self.chunks.width)
+        flat, u = h.reshape(-1, self.chunks.width), self.bank.read(u)
+        if self._fused is not None and alpha is None and self._fused.fits(flat):
+            return self._fused.blend(flat, u, rows, in_place).view(h.shape)
         if alpha is None:
             weight = self.state.alpha.index_select(0, rows.ids)[:, None]
         else:
             weight = _per_sample(alpha.index_select(-1, rows.ids), len(flat))
-        delta = self.delta(self.chunks.take(flat, rows), self.bank.read(u), rows.ids)
+        delta = self.delta(self.chunks.take(flat, rows), u, rows.ids)
         blended = torch.where(weight > 0, weight * delta, 0.0).to(h.dtype)
         return self.chunks.add(flat, rows, blended).view(h.shape)
 
@@ -102,14 +110,16 @@ class LayerSeeds(SeedHolder):
             delta = self.bank.delta(_guarded(x), None if u is None else _guarded(u), ids)
         except BLUEPRINT_FAULTS as error:
             _log.warning("layer %s: its blueprint failed: %r", self.layer_id, error)
-            self.faults.index_add_(0, ids, self.faults.new_ones(len(ids)))
+            self.faults.index_fill_(0, ids, 1.0)
             return torch.zeros_like(x)
         broken = ~torch.isfinite(delta.detach()).all(-1).all(0)
-        self.faults.index_add_(0, ids, broken.to(self.faults.dtype))
+        self.faults.index_copy_(
+            0, ids, self.faults.index_select(0, ids).logical_or(broken).to(self.faults.dtype)
+        )
         return torch.where(broken[:, None], 0.0, delta)
 
     def take_faults(self) -> Tensor:
-        """(seeds,) float32 failures of each seed since the last call, on the device."""
+        """(seeds,) float32: 1 for each seed that failed since the last call; on the device."""
         faults = self.faults.clone()
         self.faults.zero_()
         return faults
@@ -164,6 +174,18 @@ class LayerSeeds(SeedHolder):
         """Forget what was derived from the state columns."""
         super().refresh()
         self._version = -1
+
+    def _choose_kernel(self) -> None:
+        form, device = self.bank.kind.fused, self.faults.device
+        fused = choose(self._asked_kernel, form, device) == "triton"
+        self._fused = FusedBlend(self) if fused else None
+        self.telemetry.fused = fused
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._choose_kernel()
+        self._version = -1
+        return self
 
 
 def _guarded(x: Tensor) -> Tensor:

@@ -59,6 +59,10 @@ class SeedHolder(nn.Module):
         self.epoch = 0
         self._subscribers: list[Callable[[TransitionBatch], None]] = []
         self._latch = Latch()
+        self.register_buffer("faults", torch.zeros(num_seeds), persistent=False)
+
+    faults: Tensor
+    """(seeds,) float32: 1 for a seed that failed since `take_faults`, else 0."""
 
     def rows_in(self, *states: ExtendedLifecycle) -> Tensor:
         """Ids of the seeds in one of `states`."""

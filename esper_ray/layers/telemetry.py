@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from esper_ray.seeds import ExactBuffers
 
 EVERY_FORWARD: Final = 8
 ROW_STRIDE: Final = 8
 ENOUGH_ROWS: Final = 32
 
 
-class ChunkTelemetry(nn.Module):
+class ChunkTelemetry(ExactBuffers):
     """Sums over sampled rows of a layer's output and of its gradient, per feature.
 
     Every EVERY_FORWARD-th forward since `restart`, the first included, counts every
@@ -36,6 +38,10 @@ class ChunkTelemetry(nn.Module):
         }.items():
             self.register_buffer(name, value, persistent=False)
         self._forwards = 0
+        self.fused = False
+
+    fused: bool
+    """Whether the fused kernel adds the sums."""
 
     def restart(self) -> None:
         """Forget what was sampled."""
@@ -51,25 +57,33 @@ class ChunkTelemetry(nn.Module):
     @torch.no_grad()
     def sample(self, y: Tensor) -> None:
         """Add some rows of y (samples, width)."""
-        rows = self._some(y)
+        first, stride = self._cut(y)
         if self._forwards <= EVERY_FORWARD:
-            torch.mean(rows, 0, out=self.shift)
-        rows = rows - self.shift
-        ones = rows.new_ones(len(rows))
-        self.totals[0] += ones @ rows
-        self.totals[1] += ones @ rows.square_()
-        self.counted[0] += len(rows)
+            torch.mean(y[first::stride], 0, dtype=torch.float32, out=self.shift)
+        self.counted[0] += self._add(y, first, stride, self.totals[0], self.totals[1])
 
     @torch.no_grad()
     def sample_gradient(self, g: Tensor) -> None:
         """Add some rows of the gradient g (samples, width)."""
-        rows = self._some(g)
-        self.totals[2] += rows.new_ones(len(rows)) @ rows.square()
-        self.counted[1] += len(rows)
+        self.counted[1] += self._add(g, *self._cut(g), None, self.totals[2])
 
-    def _some(self, x: Tensor) -> Tensor:
+    def _cut(self, x: Tensor) -> tuple[int, int]:
+        """First row and stride of what is sampled of x."""
         stride = max(1, min(ROW_STRIDE, len(x) // ENOUGH_ROWS))
-        return x.detach()[self._forwards // EVERY_FORWARD % stride :: stride].to(torch.float32)
+        return self._forwards // EVERY_FORWARD % stride, stride
+
+    def _add(self, x: Tensor, first: int, stride: int, total: Tensor | None, square: Tensor) -> int:
+        if self.fused and x.is_contiguous():
+            from esper_ray.kernels.blend import add_moments
+
+            return add_moments(x, first, stride, self.shift, total, square)
+        rows = x[first::stride].to(torch.float32)
+        ones = rows.new_ones(len(rows))
+        if total is not None:
+            rows = rows - self.shift
+            total += ones @ rows
+        square += ones @ rows.square()
+        return len(rows)
 
     def chunks(self, owner: Tensor, sizes: Tensor) -> Tensor:
         """(3, seeds) mean, variance and rms of the gradient of each chunk, NaN if not sampled.

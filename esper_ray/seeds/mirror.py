@@ -30,12 +30,24 @@ class Latch:
         self._lock.release()
 
 
-class MirroredBuffers(nn.Module):
+class ExactBuffers(nn.Module):
+    """A module whose buffers keep their dtype when it is cast: they hold codes, counts and sums."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, old in before.items():
+            buffer = self._buffers[name]
+            if buffer is not None and old is not None and buffer.dtype != old.dtype:
+                self._buffers[name] = old.to(buffer.device)
+        return self
+
+
+class MirroredBuffers(ExactBuffers):
     """A module whose buffers have host faces.
 
     On the CPU a face shares the buffer's memory. Elsewhere it is a copy: whoever writes it also
-    sends what changed, and reading never waits for the device. Buffers keep their dtype when the
-    module is cast, since they hold codes and counts.
+    sends what changed, and reading never waits for the device.
     """
 
     def __init__(self) -> None:
@@ -97,13 +109,7 @@ class MirroredBuffers(nn.Module):
         return {**self.__dict__, "_mirror": {}}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        dtypes = {name: b.dtype for name, b in self._buffers.items() if b is not None}
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, dtype in dtypes.items():
-            buffer, old = self._buffers[name], before[name]
-            if buffer is not None and old is not None and buffer.dtype != dtype:
-                self._buffers[name] = old.to(buffer.device)
+        super()._apply(fn, recurse)
         self.changed()
         return self
 

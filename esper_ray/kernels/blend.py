@@ -1,0 +1,138 @@
+"""The fused blend as a differentiable function of the output, the hidden input and the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from esper_ray.kernels.form import Form, Layout
+from esper_ray.kernels.triton_blend import blend_backward_kernel, blend_kernel, moments_kernel
+
+_MULTIPROCESSORS = 132
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """The seeds of one call.
+
+    `ids` (rows,) int64 are blended, those of alpha 0 are passed over; the others are (seeds,):
+    `alpha` float32, `starts` and `sizes` int64, `slots` int32, `faults` float32, which is set to 1
+    for a seed whose output is not finite.
+    """
+
+    form: Form
+    layout: Layout
+    ids: Tensor
+    alpha: Tensor
+    starts: Tensor
+    sizes: Tensor
+    slots: Tensor
+    faults: Tensor
+
+    def meta(self, y: Tensor) -> dict[str, Any]:
+        """What the kernels are compiled for."""
+        form, layout = self.form, self.layout
+        return {
+            "C": layout.chunk,
+            "H": layout.hidden,
+            "TILE": layout.tile,
+            "TC": layout.columns,
+            "HC": layout.hidden_columns,
+            "ALIGN": layout.align,
+            "CHUNK": form.chunk is not None,
+            "READ": form.read is not None,
+            "BIASES": form.biases,
+            "RESIDUAL": form.residual,
+            "ACT": form.activation,
+            "IEEE": y.dtype == torch.float32,
+        }
+
+
+def fits(y: Tensor) -> bool:
+    """Whether the kernels take an output of this kind."""
+    return y.dtype in _DTYPES and y.is_contiguous()
+
+
+def blend(y: Tensor, z: Tensor | None, weights: Tensor, seeds: Seeds, in_place: bool) -> Tensor:
+    """y (samples, width) with the seeds blended in.
+
+    z (samples, rows * hidden), of the dtype of y, is what each seed of the list makes of the
+    host's input, None where it reads none. weights (slots, n) float32 are packed in the order of
+    `Form.packed`. `in_place` writes over y, which nobody may look at again, not even autograd.
+    """
+    result: Tensor = _Blend.apply(y, z, weights, seeds, in_place)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Blend(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, z: Tensor | None, weights: Tensor, seeds: Seeds, in_place: bool
+    ) -> Tensor:
+        out = y.detach() if in_place else y.clone()
+        save = any(ctx.needs_input_grad[:3]) and seeds.form.chunk is not None
+        tiles = -(-len(seeds.ids) // seeds.layout.tile)
+        kept = y.new_empty((tiles, len(y), seeds.layout.columns) if save else (1,))
+        rows, block, warps = _cut(len(y), tiles, seeds.layout)
+        blend_kernel[(tiles, -(-len(y) // rows))](
+            out, out if z is None else z, kept, weights, seeds.ids, seeds.alpha, seeds.starts,
+            seeds.sizes, seeds.slots, seeds.faults, len(y), y.shape[1], len(seeds.ids), rows,
+            P=weights.shape[1], BM=block, SAVE=save, num_warps=warps, num_stages=2,
+            **seeds.meta(y),
+        )  # fmt: skip
+        ctx.seeds = seeds
+        ctx.save_for_backward(kept, z, weights)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        kept, z, weights = ctx.saved_tensors
+        seeds: Seeds = ctx.seeds
+        # A residual branch may share g: it is copied, unless no seed reads its chunk.
+        gh = g.clone(memory_format=torch.contiguous_format) if seeds.form.chunk else g.contiguous()
+        dz = None if z is None else torch.empty_like(z)
+        rows_listed, tiles = len(seeds.ids), -(-len(seeds.ids) // seeds.layout.tile)
+        rows, block, warps = _cut(len(g), tiles, seeds.layout)
+        programs = -(-len(g) // rows)
+        partial = weights.new_zeros(programs, rows_listed, weights.shape[1])
+        blend_backward_kernel[(tiles, programs)](
+            gh, gh if dz is None else dz, gh if z is None else z, kept, weights, partial,
+            seeds.ids, seeds.alpha, seeds.starts, seeds.sizes, seeds.slots, len(g), g.shape[1],
+            rows_listed, rows, P=weights.shape[1], BM=block, num_warps=warps, num_stages=2,
+            **seeds.meta(g),
+        )  # fmt: skip
+        dw = torch.zeros_like(weights)
+        dw.index_copy_(0, seeds.slots.index_select(0, seeds.ids).long(), partial.sum(0))
+        return gh, dz, dw, None, None
+
+
+def _cut(samples: int, tiles: int, layout: Layout) -> tuple[int, int, int]:
+    """Rows per program, rows at a time, warps: enough programs to fill the chip, and no more,
+    since each loads its weights anew."""
+    block, warps = (32, 8) if layout.columns * layout.hidden_columns >= 8192 else (64, 4)
+    blocks = -(-samples // block)
+    splits = max(1, min(blocks, -(-_MULTIPROCESSORS * 8 // max(tiles, 1))))
+    return -(-blocks // splits) * block, block, warps
+
+
+def add_moments(
+    y: Tensor, first: int, stride: int, shift: Tensor, total: Tensor | None, square: Tensor
+) -> int:
+    """Add sums over rows first, first + stride, ... of y (samples, width); how many those are.
+
+    total (width,) takes those of y - shift, square those of its square; without total, square
+    takes those of y * y.
+    """
+    rows = len(range(first, len(y), stride))
+    block, width = (8, 256) if y.shape[1] >= 32_768 else (32, 64)
+    moments_kernel[(-(-y.shape[1] // width),)](
+        y, shift, square if total is None else total, square, rows, first, stride, y.shape[1],
+        BM=block, BN=width, BOTH=total is not None, num_warps=4,
+    )  # fmt: skip
+    return rows

@@ -1,0 +1,66 @@
+"""What the fused kernels can compute, and where chunks and weights lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["identity", "relu", "gelu"]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A two-layer blueprint: f = act(x w_chunk + u w_in + b_in) w_out + b_out.
+
+    `chunk` names the weight that reads the chunk, `read` the one that reads the host's input, each
+    None where that is not read. Without `biases` both are left out. The seed adds f to its chunk
+    where it is `residual`, else f - x.
+    """
+
+    chunk: str | None
+    read: str | None
+    activation: Activation
+    biases: bool = True
+    residual: bool = True
+
+    @property
+    def packed(self) -> tuple[str, ...]:
+        """Weights that the kernels read, in the order in which they are packed."""
+        first = (self.chunk,) if self.chunk else ()
+        return (*first, "b_in", "w_out", "b_out") if self.biases else (*first, "w_out")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Sizes that a kernel is compiled for.
+
+    `tile` seeds of the list share a program, with `columns` features and `hidden_columns` hidden
+    units between them, both padded; `align` divides every chunk's start, size and width.
+    """
+
+    chunk: int
+    hidden: int
+    align: int
+    tile: int
+    columns: int
+    hidden_columns: int
+
+    @classmethod
+    def of(cls, chunk: int, hidden: int, align: int) -> Layout:
+        """Enough seeds per program to fill the 16 columns that a matrix unit takes at least."""
+        width = _power(chunk)
+        tile = max(1, 16 // width)
+        units = max(_power(hidden), 16 // tile)
+        return cls(chunk, hidden, align, tile, tile * width, tile * units)
+
+
+def alignment(sizes: list[int]) -> int:
+    """The largest power of two, at most 16, that divides all of `sizes` and so every start."""
+    found = 16
+    for size in set(sizes):
+        found = min(found, size & -size)
+    return found
+
+
+def _power(number: int) -> int:
+    return 1 << max(number - 1, 0).bit_length()

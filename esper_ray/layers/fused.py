@@ -1,0 +1,66 @@
+"""Between a layer's seeds and the fused kernels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from esper_ray.errors import ConfigError
+from esper_ray.kernels.form import Form, Layout, alignment
+from esper_ray.seeds import ChunkRows
+
+if TYPE_CHECKING:
+    from esper_ray.layers.seed_holder import SeedHolder
+
+
+class FusedBlend:
+    """Blends by one kernel what the blueprint and the chunk manager would do in many steps."""
+
+    def __init__(self, layer: SeedHolder) -> None:
+        form = layer.bank.kind.fused
+        if form is None:
+            raise ConfigError("this blueprint has no fused kernel", "choose the kernel torch")
+        chunk = layer.chunks.chunk_width
+        self._layer, self._form = layer, form
+        align = alignment([*layer.chunks.sizes.tolist(), chunk])
+        self._layout = Layout.of(chunk, layer.bank.shape.hidden, align)
+
+    def __reduce__(self) -> tuple[type[FusedBlend], tuple[SeedHolder]]:
+        return FusedBlend, (self._layer,)
+
+    def fits(self, h: Tensor) -> bool:
+        """Whether the kernels take an output of this kind."""
+        from esper_ray.kernels.blend import fits
+
+        return fits(h)
+
+    def blend(self, h: Tensor, u: Tensor | None, rows: ChunkRows, in_place: bool) -> Tensor:
+        """h (samples, width) with the seeds of `rows` blended in; u (samples, inputs) or None."""
+        from esper_ray.kernels.blend import Seeds, blend
+
+        layer = self._layer
+        weights, slots = layer.bank.weights, layer.bank.slots(rows.ids)
+        packed = torch.cat([weights[name].flatten(1) for name in self._form.packed], 1)
+        seeds = Seeds(
+            self._form,
+            self._layout,
+            rows.ids,
+            layer.state.alpha,
+            layer.chunks.starts,
+            layer.chunks.sizes,
+            layer.bank.slot_of_seed,
+            layer.faults,
+        )
+        z = None if u is None else _side_by_side(weights, self._form, slots, u, h.dtype)
+        return blend(h, z, packed.float(), seeds, in_place)
+
+
+def _side_by_side(
+    weights: torch.nn.ParameterDict, form: Form, slots: Tensor, u: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """(samples, rows * hidden): what every seed makes of the same u, as one matrix product."""
+    own = weights[str(form.read)].index_select(0, slots).to(dtype)  # (rows, inputs, hidden)
+    side: Tensor = own.transpose(0, 1).flatten(1)
+    return torch.mm(u.to(dtype), side)

@@ -1,0 +1,53 @@
+"""The fused kernels, run by Triton's interpreter on a CPU, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esper_ray.seeds import ChunkManager
+from tests.kernels.cases import FUSED, LIMITS, Case, error
+
+DEVICE = "cpu"
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    seeds = draw(st.integers(1, 9))
+    width = draw(st.integers(seeds, seeds * 20))
+    ids = draw(st.lists(st.integers(0, seeds - 1), min_size=1, unique=True))
+    return Case(
+        name=draw(st.sampled_from(FUSED)),
+        samples=draw(st.integers(1, 70)),
+        chunks=ChunkManager(width, seeds),
+        hidden=draw(st.integers(1, 19)),
+        inputs=draw(st.integers(1, 9)),
+        ids=torch.tensor(sorted(ids)),
+        dtype=draw(st.sampled_from([torch.float32, torch.float16])),
+        device=DEVICE,
+        seed=draw(st.integers(0, 2**31)),
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(case=cases(), in_place=st.booleans())
+def test_output_and_gradients_are_those_of_float64(case: Case, in_place: bool) -> None:
+    found, right = case.run(in_place)
+    assert set(found) >= set(right)
+    for name, value in right.items():
+        if value.any():
+            assert error(found[name], value) < LIMITS[case.dtype], name
+
+
+@pytest.mark.parametrize("sizes", [[1, 8, 3], [16, 32, 48]])
+@pytest.mark.parametrize("name", FUSED)
+def test_chunks_of_any_sizes_are_blended(name: str, sizes: list[int]) -> None:
+    chunks = ChunkManager(sum(sizes), 3, sizes)
+    case = Case(name, 33, chunks, 5, 4, torch.tensor([0, 2]), torch.float32, DEVICE)
+    found, right = case.run(in_place=False)
+    for key, value in right.items():
+        assert error(found[key], value) < LIMITS[torch.float32], key
+    first, end = chunks.bounds(1)
+    assert torch.equal(found["out"][:, first:end].double(), right["out"][:, first:end])
