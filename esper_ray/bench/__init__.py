@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import importlib
+from typing import Any, Final
 
-from esper_ray.bench import state, step
 from esper_ray.bench.hardware import hardware
 from esper_ray.bench.rows import Row, make_row, table
 from esper_ray.errors import ConfigError
 
 __all__ = ["BENCHES", "Row", "hardware", "make_row", "run_bench", "table"]
 
-BENCHES: Mapping[str, Callable[[], list[Row]]] = {"step": step.measure, "state": state.measure}
+BENCHES: Final = ("layer", "state", "step")
 
 
-def run_bench(name: str) -> dict[str, Any]:
-    """Measure one claim: {bench, hardware, rows [{name, value, unit, target, met}]}."""
+def run_bench(name: str, **options: Any) -> dict[str, Any]:
+    """Measure one claim: {bench, hardware, rows [{name, value, unit, target, met}]}.
+
+    Options are those of the bench's `measure`; ConfigError for one that it does not have.
+    """
     if name not in BENCHES:
         raise ConfigError(f"no bench is named {name!r}", f"choose one of: {', '.join(BENCHES)}")
-    return {"bench": name, "hardware": hardware(), "rows": BENCHES[name]()}
+    measure = importlib.import_module(f"esper_ray.bench.{name}").measure
+    unknown = [n for n in options if n not in measure.__annotations__]
+    if unknown:
+        raise ConfigError(f"bench {name!r} takes no {unknown[0]}", "leave it out")
+    return {"bench": name, "hardware": hardware(), "rows": measure(**options)}

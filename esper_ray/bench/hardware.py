@@ -13,6 +13,8 @@ def hardware() -> str:
 
     cores = os.cpu_count()
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    if torch.cuda.is_available():
+        versions += f", {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
     return f"{_processor()}, {cores} cores, {platform.system()}, {versions}"
 
 

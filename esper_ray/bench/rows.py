@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from esper_ray.console import text_table
-
 Row = dict[str, Any]
 
 
@@ -18,6 +16,8 @@ def make_row(name: str, value: float, unit: str, target: float | None = None) ->
 
 def table(document: Mapping[str, Any]) -> str:
     """A bench document as text; figures against a per-seed loop, where measured, come last."""
+    from esper_ray.console import text_table
+
     header = ["row", "value", "unit", "target", "met"]
     rows = [
         [

@@ -80,7 +80,7 @@ class SeedTrainer:
         self._learned = {"rows": rows, "local_loss": losses.detach(), "delta_ratio": ratio}
 
     def step(self) -> None:
-        """Move the rows whose state allows it; count a seed whose output or gradient is not finite."""
+        """Move the rows whose state allows it; count seeds whose numbers are not finite."""
         bank = self.layer.bank
         norms = gradient_norms(bank)
         failed = self.layer.take_faults()

@@ -2,60 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from esper_ray.kernels.form import Form, Layout
+from esper_ray.kernels.form import Layout
+from esper_ray.kernels.seeds import Seeds
 from esper_ray.kernels.triton_blend import blend_backward_kernel, blend_kernel, moments_kernel
 
 _MULTIPROCESSORS = 132
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True, slots=True)
-class Seeds:
-    """The seeds of one call.
-
-    `ids` (rows,) int64 are blended, those of alpha 0 are passed over; the others are (seeds,):
-    `alpha` float32, `starts` and `sizes` int64, `slots` int32, `faults` float32, which is set to 1
-    for a seed whose output is not finite.
-    """
-
-    form: Form
-    layout: Layout
-    ids: Tensor
-    alpha: Tensor
-    starts: Tensor
-    sizes: Tensor
-    slots: Tensor
-    faults: Tensor
-
-    def meta(self, y: Tensor) -> dict[str, Any]:
-        """What the kernels are compiled for."""
-        form, layout = self.form, self.layout
-        return {
-            "C": layout.chunk,
-            "H": layout.hidden,
-            "TILE": layout.tile,
-            "TC": layout.columns,
-            "HC": layout.hidden_columns,
-            "ALIGN": layout.align,
-            "CHUNK": form.chunk is not None,
-            "READ": form.read is not None,
-            "BIASES": form.biases,
-            "RESIDUAL": form.residual,
-            "ACT": form.activation,
-            "IEEE": y.dtype == torch.float32,
-        }
-
-
-def fits(y: Tensor) -> bool:
-    """Whether the kernels take an output of this kind."""
-    return y.dtype in _DTYPES and y.is_contiguous()
 
 
 def blend(y: Tensor, z: Tensor | None, weights: Tensor, seeds: Seeds, in_place: bool) -> Tensor:

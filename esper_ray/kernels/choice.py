@@ -10,25 +10,27 @@ import torch
 from esper_ray.errors import ConfigError
 from esper_ray.kernels.form import Form
 
-KERNELS: Final = ("auto", "torch", "triton")
+KERNELS: Final = ("auto", "torch", "cpu", "triton")
 
 
 def choose(asked: str, form: Form | None, device: torch.device) -> str:
-    """`torch` or `triton`; ConfigError where `triton` is asked for and cannot be had.
+    """`torch`, `cpu` or `triton`; ConfigError where what is asked for cannot be had.
 
-    `auto` takes Triton for a blueprint of fused form on a CUDA device.
+    `torch` runs the blueprint itself. `auto` takes a fused kernel for a blueprint of fused form:
+    `triton` on a CUDA device, `cpu` on a CPU.
     """
     if asked not in KERNELS:
         raise ConfigError(f"no kernel is named {asked!r}", f"choose one of: {', '.join(KERNELS)}")
-    if asked == "torch" or (asked == "auto" and (form is None or device.type != "cuda")):
+    if asked == "torch" or (asked == "auto" and form is None):
         return "torch"
-    installed = importlib.util.find_spec("triton") is not None
-    if asked == "auto":
-        return "triton" if installed else "torch"
     if form is None:
         raise ConfigError(
             "this blueprint has no fused kernel", "leave the kernel at auto, or choose torch"
         )
-    if not installed:
+    installed = importlib.util.find_spec("triton") is not None
+    if asked == "auto":
+        fitting = {"cpu": "cpu", "cuda": "triton" if installed else "torch"}
+        return fitting.get(device.type, "torch")
+    if asked == "triton" and not installed:
         raise ConfigError("triton is not installed", "pip install triton, or choose torch")
-    return "triton"
+    return asked

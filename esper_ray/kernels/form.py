@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
+
+import torch
+
+TRITON_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 
 Activation = Literal["identity", "relu", "gelu"]
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from esper_ray.errors import ConfigError
-from esper_ray.kernels.form import Form, Layout, alignment
+from esper_ray.kernels import cpu_blend
+from esper_ray.kernels.form import TRITON_DTYPES, Form, Layout, alignment
+from esper_ray.kernels.seeds import Seeds
 from esper_ray.seeds import ChunkRows
 
 if TYPE_CHECKING:
@@ -18,28 +20,24 @@ if TYPE_CHECKING:
 class FusedBlend:
     """Blends by one kernel what the blueprint and the chunk manager would do in many steps."""
 
-    def __init__(self, layer: SeedHolder) -> None:
+    def __init__(self, layer: SeedHolder, kernel: str) -> None:
         form = layer.bank.kind.fused
         if form is None:
             raise ConfigError("this blueprint has no fused kernel", "choose the kernel torch")
         chunk = layer.chunks.chunk_width
-        self._layer, self._form = layer, form
+        self._layer, self._form, self._kernel = layer, form, kernel
         align = alignment([*layer.chunks.sizes.tolist(), chunk])
         self._layout = Layout.of(chunk, layer.bank.shape.hidden, align)
 
-    def __reduce__(self) -> tuple[type[FusedBlend], tuple[SeedHolder]]:
-        return FusedBlend, (self._layer,)
-
     def fits(self, h: Tensor) -> bool:
-        """Whether the kernels take an output of this kind."""
-        from esper_ray.kernels.blend import fits
-
-        return fits(h)
+        """Whether the kernel takes an output of this kind."""
+        if self._kernel == "cpu":
+            same = all(w.dtype == h.dtype for w in self._layer.bank.weights.values())
+            return same and h.dtype in (torch.float32, torch.float64)
+        return h.dtype in TRITON_DTYPES and h.is_contiguous()
 
     def blend(self, h: Tensor, u: Tensor | None, rows: ChunkRows, in_place: bool) -> Tensor:
         """h (samples, width) with the seeds of `rows` blended in; u (samples, inputs) or None."""
-        from esper_ray.kernels.blend import Seeds, blend
-
         layer = self._layer
         weights, slots = layer.bank.weights, layer.bank.slots(rows.ids)
         packed = torch.cat([weights[name].flatten(1) for name in self._form.packed], 1)
@@ -52,9 +50,16 @@ class FusedBlend:
             layer.chunks.sizes,
             layer.bank.slot_of_seed,
             layer.faults,
+            rows.columns,
+            rows.kept,
+            rows.own,
         )
         z = None if u is None else _side_by_side(weights, self._form, slots, u, h.dtype)
-        return blend(h, z, packed.float(), seeds, in_place)
+        if self._kernel == "cpu":
+            return cpu_blend.blend(h, z, packed, seeds, in_place)
+        from esper_ray.kernels import blend
+
+        return blend.blend(h, z, packed.float(), seeds, in_place)
 
 
 def _side_by_side(

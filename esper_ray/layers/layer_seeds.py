@@ -177,9 +177,9 @@ class LayerSeeds(SeedHolder):
 
     def _choose_kernel(self) -> None:
         form, device = self.bank.kind.fused, self.faults.device
-        fused = choose(self._asked_kernel, form, device) == "triton"
-        self._fused = FusedBlend(self) if fused else None
-        self.telemetry.fused = fused
+        self.kernel = choose(self._asked_kernel, form, device)
+        self._fused = None if self.kernel == "torch" else FusedBlend(self, self.kernel)
+        self.telemetry.fused = self.kernel == "triton"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

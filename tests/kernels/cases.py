@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from esper_ray.blueprints import BlueprintShape, blueprint
-from esper_ray.kernels import Form, Layout
-from esper_ray.kernels.blend import Seeds, blend
+from esper_ray.kernels import Form, Layout, blend, cpu_blend
 from esper_ray.kernels.form import alignment
+from esper_ray.kernels.seeds import Seeds
 from esper_ray.seeds import ChunkManager
 
 FUSED = ("bottleneck", "autoencoder", "low_rank", "input_mlp", "input_chunk_mlp")
-LIMITS = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 """Largest relative error, ||found - right|| / ||right||."""
 
 
@@ -31,6 +31,7 @@ class Case:
     dtype: torch.dtype
     device: str
     seed: int = 0
+    kernel: str = "triton"
 
     def run(self, in_place: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Output and gradients as the kernels find them, and as they should be."""
@@ -82,7 +83,7 @@ class Case:
         own = {n: here(w).requires_grad_() for n, w in weights.items()}
         slots = torch.full((self.chunks.num_seeds,), -1, dtype=torch.int32)
         slots[self.ids] = torch.arange(len(self.ids), dtype=torch.int32)
-        chunk = self.chunks.chunk_width
+        chunk, rows = self.chunks.chunk_width, self.chunks.rows(self.ids)
         seeds = Seeds(
             form,
             Layout.of(chunk, self.hidden, alignment([*self.chunks.sizes.tolist(), chunk])),
@@ -92,13 +93,15 @@ class Case:
             here(self.chunks.sizes),
             here(slots),
             here(torch.zeros(self.chunks.num_seeds)),
+            *(here(t) for t in (rows.columns, rows.kept, rows.own)),
         )
         z = None
         if form.read is not None:
             side = own[form.read].transpose(0, 1).flatten(1)
             z = read @ side.to(self.dtype)
         packed = torch.cat([own[n].flatten(1) for n in form.packed], 1)
-        out = blend(leaf * 1, z, packed, seeds, in_place)
+        run = cpu_blend.blend if self.kernel == "cpu" else blend.blend
+        out = run(leaf * 1, z, packed, seeds, in_place)
         out.backward(here(g))  # type: ignore[no-untyped-call]
         leaves = {"y": leaf, "u": read, **own}
         grads = {n: v.grad for n, v in leaves.items() if v.grad is not None}

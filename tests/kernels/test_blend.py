@@ -13,8 +13,12 @@ from tests.kernels.cases import FUSED, LIMITS, Case, error
 DEVICE = "cpu"
 
 
+KINDS = [("triton", torch.float32), ("triton", torch.float16), ("cpu", torch.float32)]
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
+    kernel, dtype = draw(st.sampled_from(KINDS))
     seeds = draw(st.integers(1, 9))
     width = draw(st.integers(seeds, seeds * 20))
     ids = draw(st.lists(st.integers(0, seeds - 1), min_size=1, unique=True))
@@ -25,13 +29,14 @@ def cases(draw: st.DrawFn) -> Case:
         hidden=draw(st.integers(1, 19)),
         inputs=draw(st.integers(1, 9)),
         ids=torch.tensor(sorted(ids)),
-        dtype=draw(st.sampled_from([torch.float32, torch.float16])),
+        dtype=dtype,
         device=DEVICE,
         seed=draw(st.integers(0, 2**31)),
+        kernel=kernel,
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(case=cases(), in_place=st.booleans())
 def test_output_and_gradients_are_those_of_float64(case: Case, in_place: bool) -> None:
     found, right = case.run(in_place)
@@ -43,9 +48,10 @@ def test_output_and_gradients_are_those_of_float64(case: Case, in_place: bool) -
 
 @pytest.mark.parametrize("sizes", [[1, 8, 3], [16, 32, 48]])
 @pytest.mark.parametrize("name", FUSED)
-def test_chunks_of_any_sizes_are_blended(name: str, sizes: list[int]) -> None:
+@pytest.mark.parametrize("kernel", ["triton", "cpu"])
+def test_chunks_of_any_sizes_are_blended(kernel: str, name: str, sizes: list[int]) -> None:
     chunks = ChunkManager(sum(sizes), 3, sizes)
-    case = Case(name, 33, chunks, 5, 4, torch.tensor([0, 2]), torch.float32, DEVICE)
+    case = Case(name, 33, chunks, 5, 4, torch.tensor([0, 2]), torch.float32, DEVICE, kernel=kernel)
     found, right = case.run(in_place=False)
     for key, value in right.items():
         assert error(found[key], value) < LIMITS[torch.float32], key

@@ -1,0 +1,51 @@
+"""The seeds of one call of a fused kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esper_ray.kernels.form import Form, Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """The seeds of one call.
+
+    `ids` (rows,) int64 are blended, those of alpha 0 are passed over; the others are (seeds,):
+    `alpha` float32, `starts` and `sizes` int64, `slots` int32, `faults` float32, which is set to 1
+    for a seed whose output is not finite. `columns`, `kept` and `own` are those of ChunkRows.
+    """
+
+    form: Form
+    layout: Layout
+    ids: Tensor
+    alpha: Tensor
+    starts: Tensor
+    sizes: Tensor
+    slots: Tensor
+    faults: Tensor
+    columns: Tensor
+    kept: Tensor
+    own: Tensor
+
+    def meta(self, y: Tensor) -> dict[str, Any]:
+        """What the kernels are compiled for."""
+        form, layout = self.form, self.layout
+        return {
+            "C": layout.chunk,
+            "H": layout.hidden,
+            "TILE": layout.tile,
+            "TC": layout.columns,
+            "HC": layout.hidden_columns,
+            "ALIGN": layout.align,
+            "CHUNK": form.chunk is not None,
+            "READ": form.read is not None,
+            "BIASES": form.biases,
+            "RESIDUAL": form.residual,
+            "ACT": form.activation,
+            "IEEE": y.dtype == torch.float32,
+        }
