@@ -65,7 +65,7 @@ class _Blend(torch.autograd.Function):
             **seeds.meta(g),
         )  # fmt: skip
         dw = torch.zeros_like(weights)
-        dw.index_copy_(0, seeds.slots.index_select(0, seeds.ids).long(), partial.sum(0))
+        dw.index_copy_(0, seeds.listed_slots, partial.sum(0))
         return gh, dz, dw, None, None
 
 

@@ -6,6 +6,7 @@ contiguous samples, some four times faster than over strided ones.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -28,16 +29,14 @@ class _Blend(torch.autograd.Function):
         ctx: Any, y: Tensor, z: Tensor | None, weights: Tensor, seeds: Seeds, in_place: bool
     ) -> Tensor:
         out = y.detach() if in_place else y.clone()
-        own = _Weights(weights, seeds)
+        own, form = _Weights(weights, seeds), seeds.form
         x = _take(y, seeds)
-        f = own.output(_act(own.hidden(x, z), seeds.form))
-        if not seeds.form.residual:
-            f = f - x
-        fine = f.sum((1, 2)).isfinite()
-        marks = seeds.faults.index_select(0, seeds.ids).masked_fill_(~fine, 1.0)
-        seeds.faults.index_copy_(0, seeds.ids, marks)
-        f = torch.where(fine[:, None, None], f, 0.0).mul_(own.alpha)
-        _put(out, f.add_(x), seeds)
+        f = own.output(_act(own.hidden(x, z), form, in_place=True))
+        if not form.residual:
+            f -= x
+        if not math.isfinite(float(f.sum())):  # on a CPU a look costs less than a branch-free form
+            f = _contained(f, seeds)
+        _put(out, torch.addcmul(x, f, own.alpha), seeds)
         ctx.seeds = seeds
         ctx.save_for_backward(x, z, weights)
         return out
@@ -63,7 +62,7 @@ class _Blend(torch.autograd.Function):
             dx = torch.where(dx.isfinite(), dx, 0.0)
             gh = g.clone(memory_format=torch.contiguous_format)
             _put(gh, taken + (dx if form.residual else dx - gf), seeds)
-        dw = torch.zeros_like(weights).index_copy_(0, own.slots, torch.cat(grads, 1))
+        dw = torch.zeros_like(weights).index_copy_(0, seeds.listed_slots, torch.cat(grads, 1))
         dz = None if z is None else gu.permute(2, 0, 1).reshape_as(z)
         return gh, dz, dw, None, None
 
@@ -73,9 +72,8 @@ class _Weights:
 
     def __init__(self, weights: Tensor, seeds: Seeds) -> None:
         form, layout = seeds.form, seeds.layout
-        self.slots = seeds.slots.index_select(0, seeds.ids).long()
-        self.alpha = seeds.alpha.index_select(0, seeds.ids).to(weights.dtype)[:, None, None]
-        rows, c, h = weights.index_select(0, self.slots), layout.chunk, layout.hidden
+        self.alpha = seeds.listed_alpha.to(weights.dtype)[:, None, None]
+        rows, c, h = weights.index_select(0, seeds.listed_slots), layout.chunk, layout.hidden
         sizes = [c * h] if form.chunk else []
         sizes += [h, h * c, c] if form.biases else [h * c]
         parts = list(torch.split(rows, sizes, 1))
@@ -93,7 +91,7 @@ class _Weights:
         if self.w_in is None:
             if start is None:
                 raise ValueError("a form that reads nothing has nothing to compute")
-            return start
+            return start.clone() if start is self.b_in else start
         return _product(start, self.w_in.mT, x)
 
     def output(self, hidden: Tensor) -> Tensor:
@@ -122,9 +120,16 @@ def _put(y: Tensor, chunks: Tensor, seeds: Seeds) -> None:
     y.scatter_(1, seeds.own.expand(len(y), -1), flat.t().to(y.dtype))
 
 
-def _act(u: Tensor, form: Form) -> Tensor:
+def _contained(f: Tensor, seeds: Seeds) -> Tensor:
+    """f with 0 for the seeds whose output is not finite, and a mark at each of them."""
+    broken = ~f.isfinite().all(2).all(1)
+    seeds.faults.index_fill_(0, seeds.ids[broken], 1.0)
+    return torch.where(broken[:, None, None], 0.0, f)
+
+
+def _act(u: Tensor, form: Form, in_place: bool = False) -> Tensor:
     if form.activation == "relu":
-        return u.relu()
+        return u.relu_() if in_place else u.relu()
     return torch.nn.functional.gelu(u) if form.activation == "gelu" else u
 
 

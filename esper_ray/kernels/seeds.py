@@ -18,6 +18,7 @@ class Seeds:
     `ids` (rows,) int64 are blended, those of alpha 0 are passed over; the others are (seeds,):
     `alpha` float32, `starts` and `sizes` int64, `slots` int32, `faults` float32, which is set to 1
     for a seed whose output is not finite. `columns`, `kept` and `own` are those of ChunkRows.
+    `listed_slots` int64 and `listed_alpha` are those of `ids`, (rows,) both.
     """
 
     form: Form
@@ -31,6 +32,8 @@ class Seeds:
     columns: Tensor
     kept: Tensor
     own: Tensor
+    listed_slots: Tensor
+    listed_alpha: Tensor
 
     def meta(self, y: Tensor) -> dict[str, Any]:
         """What the kernels are compiled for."""

@@ -26,6 +26,7 @@ class FusedBlend:
             raise ConfigError("this blueprint has no fused kernel", "choose the kernel torch")
         chunk = layer.chunks.chunk_width
         self._layer, self._form, self._kernel = layer, form, kernel
+        self._told: tuple[ChunkRows, Seeds] | None = None
         align = alignment([*layer.chunks.sizes.tolist(), chunk])
         self._layout = Layout.of(chunk, layer.bank.shape.hidden, align)
 
@@ -38,28 +39,42 @@ class FusedBlend:
 
     def blend(self, h: Tensor, u: Tensor | None, rows: ChunkRows, in_place: bool) -> Tensor:
         """h (samples, width) with the seeds of `rows` blended in; u (samples, inputs) or None."""
-        layer = self._layer
-        weights, slots = layer.bank.weights, layer.bank.slots(rows.ids)
+        weights, seeds = self._layer.bank.weights, self._seeds(rows)
         packed = torch.cat([weights[name].flatten(1) for name in self._form.packed], 1)
-        seeds = Seeds(
-            self._form,
-            self._layout,
-            rows.ids,
-            layer.state.alpha,
-            layer.chunks.starts,
-            layer.chunks.sizes,
-            layer.bank.slot_of_seed,
-            layer.faults,
-            rows.columns,
-            rows.kept,
-            rows.own,
+        z = (
+            None
+            if u is None
+            else _side_by_side(weights, self._form, seeds.listed_slots, u, h.dtype)
         )
-        z = None if u is None else _side_by_side(weights, self._form, slots, u, h.dtype)
         if self._kernel == "cpu":
             return cpu_blend.blend(h, z, packed, seeds, in_place)
         from esper_ray.kernels import blend
 
         return blend.blend(h, z, packed.float(), seeds, in_place)
+
+    def _seeds(self, rows: ChunkRows) -> Seeds:
+        """What the kernel is told of the listed seeds; made anew only when the list is."""
+        if self._told is None or self._told[0] is not rows:
+            layer = self._layer
+            self._told = (
+                rows,
+                Seeds(
+                    self._form,
+                    self._layout,
+                    rows.ids,
+                    layer.state.alpha,
+                    layer.chunks.starts,
+                    layer.chunks.sizes,
+                    layer.bank.slot_of_seed,
+                    layer.faults,
+                    rows.columns,
+                    rows.kept,
+                    rows.own,
+                    layer.bank.slots(rows.ids),
+                    layer.state.alpha.index_select(0, rows.ids),
+                ),
+            )
+        return self._told[1]
 
 
 def _side_by_side(

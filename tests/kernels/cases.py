@@ -93,7 +93,11 @@ class Case:
             here(self.chunks.sizes),
             here(slots),
             here(torch.zeros(self.chunks.num_seeds)),
-            *(here(t) for t in (rows.columns, rows.kept, rows.own)),
+            here(rows.columns),
+            here(rows.kept),
+            here(rows.own),
+            here(torch.arange(len(self.ids))),
+            here(alpha[self.ids]),
         )
         z = None
         if form.read is not None:
