@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from esper_ray.kernels.form import Layout
+from esper_ray.kernels.ownership import holders, unshared
 from esper_ray.kernels.seeds import Seeds
 from esper_ray.kernels.triton_blend import blend_backward_kernel, blend_kernel, moments_kernel
 
@@ -51,8 +52,9 @@ class _Blend(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         kept, z, weights = ctx.saved_tensors
         seeds: Seeds = ctx.seeds
-        # A residual branch may share g: it is copied, unless no seed reads its chunk.
-        gh = g.clone(memory_format=torch.contiguous_format) if seeds.form.chunk else g.contiguous()
+        own = unshared(holders(g)) and g.is_contiguous()
+        writes = seeds.form.chunk is not None and not own
+        gh = g.clone(memory_format=torch.contiguous_format) if writes else g.contiguous()
         dz = None if z is None else torch.empty_like(z)
         rows_listed, tiles = len(seeds.ids), -(-len(seeds.ids) // seeds.layout.tile)
         rows, block, warps = _cut(len(g), tiles, seeds.layout)

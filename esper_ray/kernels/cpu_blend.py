@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from esper_ray.kernels.form import Form
+from esper_ray.kernels.ownership import holders, unshared
 from esper_ray.kernels.seeds import Seeds
 
 
@@ -44,6 +45,7 @@ class _Blend(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        alone = unshared(holders(g))
         x, z, weights = ctx.saved_tensors
         seeds: Seeds = ctx.seeds
         form, own = seeds.form, _Weights(weights, seeds)
@@ -60,7 +62,7 @@ class _Blend(torch.autograd.Function):
             grads = [torch.bmm(x, gu.mT).flatten(1), *grads]
             dx = torch.bmm(own.w_in, gu)
             dx = torch.where(dx.isfinite(), dx, 0.0)
-            gh = g.clone(memory_format=torch.contiguous_format)
+            gh = g if alone else g.clone()
             _put(gh, taken + (dx if form.residual else dx - gf), seeds)
         dw = torch.zeros_like(weights).index_copy_(0, seeds.listed_slots, torch.cat(grads, 1))
         dz = None if z is None else gu.permute(2, 0, 1).reshape_as(z)

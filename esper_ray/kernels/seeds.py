@@ -19,6 +19,7 @@ class Seeds:
     `alpha` float32, `starts` and `sizes` int64, `slots` int32, `faults` float32, which is set to 1
     for a seed whose output is not finite. `columns`, `kept` and `own` are those of ChunkRows.
     `listed_slots` int64 and `listed_alpha` are those of `ids`, (rows,) both.
+    `dense` says that `ids` are all seeds, in order, of chunks of one size.
     """
 
     form: Form
@@ -34,6 +35,7 @@ class Seeds:
     own: Tensor
     listed_slots: Tensor
     listed_alpha: Tensor
+    dense: bool
 
     def meta(self, y: Tensor) -> dict[str, Any]:
         """What the kernels are compiled for."""
@@ -45,6 +47,7 @@ class Seeds:
             "TC": layout.columns,
             "HC": layout.hidden_columns,
             "ALIGN": layout.align,
+            "DENSE": self.dense and layout.columns == layout.tile * layout.chunk,
             "CHUNK": form.chunk is not None,
             "READ": form.read is not None,
             "BIASES": form.biases,

@@ -42,7 +42,7 @@ def _dot(a, b, IEEE: tl.constexpr):
 
 @triton.jit
 def _columns(IDS, ALPHA, STARTS, SIZES, SLOTS, S, TILE: tl.constexpr, TC: tl.constexpr,
-             ALIGN: tl.constexpr):  # fmt: skip
+             ALIGN: tl.constexpr, DENSE: tl.constexpr):  # fmt: skip
     """Per column of the tile: entry of the list, slot, place in the chunk, feature, mask, alpha."""
     j = tl.arange(0, TC)
     entry = tl.program_id(0) * TILE + j // (TC // TILE)
@@ -52,10 +52,14 @@ def _columns(IDS, ALPHA, STARTS, SIZES, SLOTS, S, TILE: tl.constexpr, TC: tl.con
     alpha = tl.load(ALPHA + seed, mask=listed, other=0.0)
     valid = listed & (within < tl.load(SIZES + seed, mask=listed, other=0)) & (alpha > 0)
     slot = tl.load(SLOTS + seed, mask=listed, other=0)
-    column = tl.load(STARTS + seed, mask=listed, other=0) + within
-    # Chunks begin and end at multiples of ALIGN: without being told, loads would be 2 bytes wide.
-    column = tl.max_contiguous(tl.multiple_of(column, [ALIGN]), [ALIGN])
-    valid = tl.max_constancy(valid, [ALIGN])
+    if DENSE:  # all seeds, of chunks that fill their columns: one aligned run of features
+        column = tl.program_id(0) * TC + j
+        valid = column < S * (TC // TILE)
+    else:
+        # Chunks begin and end at multiples of ALIGN: untold, loads would be 2 bytes wide.
+        column = tl.load(STARTS + seed, mask=listed, other=0) + within
+        column = tl.max_contiguous(tl.multiple_of(column, [ALIGN]), [ALIGN])
+        valid = tl.max_constancy(valid, [ALIGN])
     return entry, slot, within, column, valid, alpha, seed
 
 
@@ -75,7 +79,7 @@ def _units(IDS, ALPHA, SLOTS, S, TILE: tl.constexpr, HC: tl.constexpr, H: tl.con
 def blend_kernel(Y, Z, X, W, IDS, ALPHA, STARTS, SIZES, SLOTS, FAULTS, B, D, S, RPP,
                  C: tl.constexpr, H: tl.constexpr, P: tl.constexpr, TILE: tl.constexpr,
                  TC: tl.constexpr, HC: tl.constexpr, BM: tl.constexpr, ALIGN: tl.constexpr,
-                 CHUNK: tl.constexpr, READ: tl.constexpr, BIASES: tl.constexpr,
+                 DENSE: tl.constexpr, CHUNK: tl.constexpr, READ: tl.constexpr, BIASES: tl.constexpr,
                  RESIDUAL: tl.constexpr, ACT: tl.constexpr, SAVE: tl.constexpr,
                  IEEE: tl.constexpr):  # fmt: skip
     """Y [B, D] in place: y + alpha * delta on the listed chunks; X keeps them as they were.
@@ -84,7 +88,7 @@ def blend_kernel(Y, Z, X, W, IDS, ALPHA, STARTS, SIZES, SLOTS, FAULTS, B, D, S, 
     this order. Z [B, S * H] is what the seeds make of the host's input.
     """
     entry, slot, within, column, valid, alpha, seed = _columns(
-        IDS, ALPHA, STARTS, SIZES, SLOTS, S, TILE, TC, ALIGN)  # fmt: skip
+        IDS, ALPHA, STARTS, SIZES, SLOTS, S, TILE, TC, ALIGN, DENSE)  # fmt: skip
     entry_h, slot_h, unit, valid_h = _units(IDS, ALPHA, SLOTS, S, TILE, HC, H)
     block = (entry[:, None] == entry_h[None, :]) & valid[:, None] & valid_h[None, :]  # [TC, HC]
     first: tl.constexpr = C * H if CHUNK else 0
@@ -136,15 +140,15 @@ def blend_kernel(Y, Z, X, W, IDS, ALPHA, STARTS, SIZES, SLOTS, FAULTS, B, D, S, 
 def blend_backward_kernel(G, DZ, Z, X, W, DW, IDS, ALPHA, STARTS, SIZES, SLOTS, B, D, S, RPP,
                           C: tl.constexpr, H: tl.constexpr, P: tl.constexpr, TILE: tl.constexpr,
                           TC: tl.constexpr, HC: tl.constexpr, BM: tl.constexpr,
-                          ALIGN: tl.constexpr, CHUNK: tl.constexpr, READ: tl.constexpr,
-                          BIASES: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr,
-                          IEEE: tl.constexpr):  # fmt: skip
+                          ALIGN: tl.constexpr, DENSE: tl.constexpr, CHUNK: tl.constexpr,
+                          READ: tl.constexpr, BIASES: tl.constexpr, RESIDUAL: tl.constexpr,
+                          ACT: tl.constexpr, IEEE: tl.constexpr):  # fmt: skip
     """Gradients of `blend_kernel`: G [B, D] in place becomes that of h, DZ [B, S * H] that of Z.
 
     DW [programs over rows, S, P] gets the sums of each program, in the order of W.
     """
     entry, _, within, column, valid, alpha, _ = _columns(
-        IDS, ALPHA, STARTS, SIZES, SLOTS, S, TILE, TC, ALIGN)  # fmt: skip
+        IDS, ALPHA, STARTS, SIZES, SLOTS, S, TILE, TC, ALIGN, DENSE)  # fmt: skip
     entry_h, slot_h, unit, valid_h = _units(IDS, ALPHA, SLOTS, S, TILE, HC, H)
     block = (entry[:, None] == entry_h[None, :]) & valid[:, None] & valid_h[None, :]
     first: tl.constexpr = C * H if CHUNK else 0

@@ -72,6 +72,7 @@ class FusedBlend:
                     rows.own,
                     layer.bank.slots(rows.ids),
                     layer.state.alpha.index_select(0, rows.ids),
+                    rows.whole,
                 ),
             )
         return self._told[1]

@@ -98,6 +98,7 @@ class Case:
             here(rows.own),
             here(torch.arange(len(self.ids))),
             here(alpha[self.ids]),
+            rows.whole,
         )
         z = None
         if form.read is not None:

@@ -11,7 +11,13 @@ from esper_ray.seeds import ChunkManager
 from tests.kernels.cases import FUSED, LIMITS, Case, error
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SHAPES = ((37, 50, 201, 8), (64, 32, 128, 8), (45, 7, 115, 16), (333, 64, 4096, 16), (256, 9, 41, 3))
+SHAPES = (
+    (37, 50, 201, 8),
+    (64, 32, 128, 8),
+    (45, 7, 115, 16),
+    (333, 64, 4096, 16),
+    (256, 9, 41, 3),
+)
 
 
 def worst_errors() -> dict[str, float]:
@@ -24,9 +30,8 @@ def worst_errors() -> dict[str, float]:
         chunks = ChunkManager(width, seeds)
         case = Case(name, samples, chunks, hidden, 24, ids, dtype, "cuda", seed=len(found))
         ours, right = case.run(in_place=False)
-        kinked = dtype != torch.float32 and name in ("bottleneck", "autoencoder")
         for key, value in right.items():
-            if value.any() and not (kinked and key != "out" and False):
+            if value.any():
                 label = f"{name}/{str(dtype)[6:]}/{'out' if key == 'out' else 'd' + key}"
                 found[label] = max(found.get(label, 0.0), error(ours[key], value))
     return found
@@ -38,12 +43,12 @@ def never_waits() -> None:
         case = LayerCase(64, 400, 100, 8, 128, active, "cuda", torch.bfloat16)
         layer, _ = case.build()
         x, g = case.batches(1)[0], torch.randn(128, 400, device="cuda", dtype=torch.bfloat16)
-        layer(x).backward(g)  # type: ignore[no-untyped-call]
+        layer(x).backward(g)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
             for _ in range(10):
-                layer(x).backward(g)  # type: ignore[no-untyped-call]
+                layer(x).backward(g)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
