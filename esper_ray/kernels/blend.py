@@ -17,7 +17,7 @@ _MULTIPROCESSORS = 132
 
 
 def blend(y: Tensor, z: Tensor | None, weights: Tensor, seeds: Seeds, in_place: bool) -> Tensor:
-    """y (samples, width) with the seeds blended in.
+    """y (..., width) with the seeds blended in; samples are all but its last dimension.
 
     z (samples, rows * hidden), of the dtype of y, is what each seed of the list makes of the
     host's input, None where it reads none. weights (slots, n) float32 are packed in the order of
@@ -33,6 +33,7 @@ class _Blend(torch.autograd.Function):
         ctx: Any, y: Tensor, z: Tensor | None, weights: Tensor, seeds: Seeds, in_place: bool
     ) -> Tensor:
         out = y.detach() if in_place else y.clone()
+        y = out.view(-1, out.shape[-1])
         save = any(ctx.needs_input_grad[:3]) and seeds.form.chunk is not None
         tiles = -(-len(seeds.ids) // seeds.layout.tile)
         kept = y.new_empty((tiles, len(y), seeds.layout.columns) if save else (1,))
@@ -55,6 +56,7 @@ class _Blend(torch.autograd.Function):
         own = unshared(holders(g)) and g.is_contiguous()
         writes = seeds.form.chunk is not None and not own
         gh = g.clone(memory_format=torch.contiguous_format) if writes else g.contiguous()
+        g = gh.view(-1, gh.shape[-1])
         dz = None if z is None else torch.empty_like(z)
         rows_listed, tiles = len(seeds.ids), -(-len(seeds.ids) // seeds.layout.tile)
         rows, block, warps = _cut(len(g), tiles, seeds.layout)

@@ -30,6 +30,7 @@ class _Blend(torch.autograd.Function):
         ctx: Any, y: Tensor, z: Tensor | None, weights: Tensor, seeds: Seeds, in_place: bool
     ) -> Tensor:
         out = y.detach() if in_place else y.clone()
+        y = out.view(-1, out.shape[-1])
         own, form = _Weights(weights, seeds), seeds.form
         x = _take(y, seeds)
         f = own.output(_act(own.hidden(x, z), form, in_place=True))
@@ -37,7 +38,7 @@ class _Blend(torch.autograd.Function):
             f -= x
         if not math.isfinite(float(f.sum())):  # on a CPU a look costs less than a branch-free form
             f = _contained(f, seeds)
-        _put(out, torch.addcmul(x, f, own.alpha), seeds)
+        _put(y, torch.addcmul(x, f, own.alpha), seeds)
         ctx.seeds = seeds
         ctx.save_for_backward(x, z, weights)
         return out
@@ -45,11 +46,11 @@ class _Blend(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        alone = unshared(holders(g))
+        alone = unshared(holders(g)) and g.is_contiguous()
         x, z, weights = ctx.saved_tensors
         seeds: Seeds = ctx.seeds
         form, own = seeds.form, _Weights(weights, seeds)
-        taken = _take(g, seeds)
+        taken = _take(g.reshape(-1, g.shape[-1]), seeds)
         gf = taken * own.alpha
         u = own.hidden(x, z)
         gu = _slope(torch.bmm(own.w_out, gf), u, form)
@@ -62,8 +63,8 @@ class _Blend(torch.autograd.Function):
             grads = [torch.bmm(x, gu.mT).flatten(1), *grads]
             dx = torch.bmm(own.w_in, gu)
             dx = torch.where(dx.isfinite(), dx, 0.0)
-            gh = g if alone else g.clone()
-            _put(gh, taken + (dx if form.residual else dx - gf), seeds)
+            gh = g if alone else g.clone(memory_format=torch.contiguous_format)
+            _put(gh.view(-1, gh.shape[-1]), taken + (dx if form.residual else dx - gf), seeds)
         dw = torch.zeros_like(weights).index_copy_(0, seeds.listed_slots, torch.cat(grads, 1))
         dz = None if z is None else gu.permute(2, 0, 1).reshape_as(z)
         return gh, dz, dw, None, None

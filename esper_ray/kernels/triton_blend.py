@@ -103,7 +103,7 @@ def blend_kernel(Y, Z, X, W, IDS, ALPHA, STARTS, SIZES, SLOTS, FAULTS, B, D, S, 
     if BIASES:
         b_in = tl.load(W + slot_h.to(tl.int64) * P + first + unit, mask=valid_h, other=0.0)
         b_out = tl.load(W + slot.to(tl.int64) * P + second + H * C + within, mask=valid, other=0.0)
-    wrong = tl.zeros([TC], tl.int32)
+    wrong = tl.zeros([BM, TC], tl.int32)  # summed once: a sum over rows costs a barrier
     start = tl.program_id(1) * RPP
     for r in range(start, tl.minimum(start + RPP, B), BM):
         rows = r + tl.arange(0, BM)
@@ -126,14 +126,14 @@ def blend_kernel(Y, Z, X, W, IDS, ALPHA, STARTS, SIZES, SLOTS, FAULTS, B, D, S, 
         if not RESIDUAL:
             f -= x.to(tl.float32)
         fine = tl.abs(f) < float("inf")  # False for NaN too
-        wrong = tl.maximum(wrong, tl.max(tl.where(mask & (fine == 0), 1, 0), 0))
+        wrong |= tl.where(mask & (fine == 0), 1, 0)
         y = x.to(tl.float32) + tl.where(fine, alpha[None, :] * f, 0.0)
         tl.store(place, y.to(dtype), mask=mask)
         if SAVE:
             kept = (tl.program_id(0).to(tl.int64) * B + rows.to(tl.int64))[:, None] * TC
             tl.store(X + kept + tl.arange(0, TC)[None, :], x, mask=here[:, None])
     # Whoever finds a fault writes the same number.
-    tl.store(FAULTS + seed, tl.full([TC], 1.0, tl.float32), mask=valid & (wrong > 0))
+    tl.store(FAULTS + seed, tl.full([TC], 1.0, tl.float32), mask=valid & (tl.max(wrong, 0) > 0))
 
 
 @triton.jit(do_not_specialize=["S", "RPP"])
@@ -164,8 +164,8 @@ def blend_backward_kernel(G, DZ, Z, X, W, DW, IDS, ALPHA, STARTS, SIZES, SLOTS, 
         b_in = tl.load(W + slot_h.to(tl.int64) * P + first + unit, mask=valid_h, other=0.0)
     d_in = tl.zeros([TC, HC], tl.float32)
     d_out = tl.zeros([TC, HC], tl.float32)
-    d_b_in = tl.zeros([HC], tl.float32)
-    d_b_out = tl.zeros([TC], tl.float32)
+    d_b_in = tl.zeros([BM, HC], tl.float32)
+    d_b_out = tl.zeros([BM, TC], tl.float32)
     start = tl.program_id(1) * RPP
     for r in range(start, tl.minimum(start + RPP, B), BM):
         rows = r + tl.arange(0, BM)
@@ -190,8 +190,8 @@ def blend_backward_kernel(G, DZ, Z, X, W, DW, IDS, ALPHA, STARTS, SIZES, SLOTS, 
         gu = _dot(low, w_out, IEEE) * _slope(u, ACT)
         gu = tl.where(z_mask & (tl.abs(gu) < float("inf")), gu, 0.0)
         d_out += _dot(tl.trans(low), _hidden_units(u, ACT).to(dtype), IEEE)
-        d_b_in += tl.sum(gu, 0)
-        d_b_out += tl.sum(gf, 0)
+        d_b_in += gu
+        d_b_out += gf
         if READ:
             tl.store(DZ + z_at, gu.to(dtype), mask=z_mask)
         if CHUNK:
@@ -208,8 +208,8 @@ def blend_backward_kernel(G, DZ, Z, X, W, DW, IDS, ALPHA, STARTS, SIZES, SLOTS, 
     tl.store(to + second + unit[None, :] * C + within[:, None], d_out, mask=block)
     base = tl.program_id(1).to(tl.int64) * S
     if BIASES:
-        tl.store(DW + (base + entry_h) * P + first + unit, d_b_in, mask=valid_h)
-        tl.store(DW + (base + entry) * P + second + H * C + within, d_b_out, mask=valid)
+        tl.store(DW + (base + entry_h) * P + first + unit, tl.sum(d_b_in, 0), mask=valid_h)
+        tl.store(DW + (base + entry) * P + second + H * C + within, tl.sum(d_b_out, 0), mask=valid)
 
 
 @triton.jit(do_not_specialize=["ROWS", "FIRST"])

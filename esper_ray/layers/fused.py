@@ -34,11 +34,11 @@ class FusedBlend:
         """Whether the kernel takes an output of this kind."""
         if self._kernel == "cpu":
             same = all(w.dtype == h.dtype for w in self._layer.bank.weights.values())
-            return same and h.dtype in (torch.float32, torch.float64)
+            return same and h.dtype in (torch.float32, torch.float64) and h.is_contiguous()
         return h.dtype in TRITON_DTYPES and h.is_contiguous()
 
     def blend(self, h: Tensor, u: Tensor | None, rows: ChunkRows, in_place: bool) -> Tensor:
-        """h (samples, width) with the seeds of `rows` blended in; u (samples, inputs) or None."""
+        """h (..., width) with the seeds of `rows` blended in; u (samples, inputs) or None."""
         weights, seeds = self._layer.bank.weights, self._seeds(rows)
         packed = torch.cat([weights[name].flatten(1) for name in self._form.packed], 1)
         z = (

@@ -89,9 +89,10 @@ class LayerSeeds(SeedHolder):
         rows = self.rows("blended") if alpha is None else self.chunks.rows(_used(alpha))
         if len(rows) == 0:
             return h
-        flat, u = h.reshape(-1, self.chunks.width), self.bank.read(u)
-        if self._fused is not None and alpha is None and self._fused.fits(flat):
-            return self._fused.blend(flat, u, rows, in_place).view(h.shape)
+        u = self.bank.read(u)
+        if self._fused is not None and alpha is None and self._fused.fits(h):
+            return self._fused.blend(h, u, rows, in_place)
+        flat = h.reshape(-1, self.chunks.width)
         if alpha is None:
             weight = self.state.alpha.index_select(0, rows.ids)[:, None]
         else:
