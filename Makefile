@@ -38,9 +38,10 @@ check: $(DEV_STAMP) ## format, lint, types, import walls
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(RUN_STAMP) ## measure training steps and the state of seeds
+bench: $(RUN_STAMP) ## measure training steps, the state of seeds and their layers
 	@$(BIN)/esper-ray bench step
 	@$(BIN)/esper-ray bench state
+	@$(BIN)/esper-ray bench layer
 
 docs: $(RUN_STAMP) ## write the generated pages anew
 	@$(BIN)/python -m docs.generate

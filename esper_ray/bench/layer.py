@@ -13,6 +13,7 @@ from torch.utils.dlpack import from_dlpack
 from esper_ray.bench.layer_case import LayerCase, PlainLoop
 from esper_ray.bench.pairs import Ratio, compare, cpu_seconds, cuda_seconds
 from esper_ray.bench.rows import Row, make_row
+from esper_ray.errors import ConfigError
 from esper_ray.layers import ChunkedKasminaLayer
 from esper_ray.layers.telemetry import EVERY_FORWARD
 
@@ -44,8 +45,10 @@ _LOOP_TARGET: Final = 100.0
 
 
 def measure(device: str = "cpu", quick: bool = False) -> list[Row]:
-    """Every row of a device; `quick` takes fewer pairs, for a look."""
+    """Every row of a device; `quick` takes fewer pairs, for a look. ConfigError without a GPU."""
     pairs = 8 if quick else PAIRS
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("torch sees no CUDA device here", "leave --device out, or use a GPU host")
     if device == "cuda":
         return [row for rows in _cuda_rows(pairs) for row in rows]
     threads = torch.get_num_threads()

@@ -15,7 +15,7 @@ def make_row(name: str, value: float, unit: str, target: float | None = None) ->
 
 
 def table(document: Mapping[str, Any]) -> str:
-    """A bench document as text; figures against a per-seed loop, where measured, come last."""
+    """A bench document as text; intervals, floors and figures against a loop where measured."""
     from esper_ray.console import text_table
 
     header = ["row", "value", "unit", "target", "met"]
@@ -29,6 +29,12 @@ def table(document: Mapping[str, Any]) -> str:
         ]
         for row in document["rows"]
     ]
+    if any("low" in row for row in document["rows"]):
+        header = [*header, "95 % interval", "floor"]
+        for cells, row in zip(rows, document["rows"], strict=True):
+            sure = "low" in row
+            cells.append(f"{row['low']:.3f} to {row['high']:.3f}" if sure else "-")
+            cells.append(f"{row['floor']:.3f}" if row.get("floor") else "-")
     if any("loop_ratio" in row for row in document["rows"]):
         header = [*header, "loop / ours"]
         for cells, row in zip(rows, document["rows"], strict=True):

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from esper_ray.bench.memory import memory_rows
 from esper_ray.bench.plain_seeds import PlainSeed, plain_strategy
 from esper_ray.bench.rows import Row, make_row
-from esper_ray.blueprints import BlueprintShape, blueprint
 from esper_ray.events.messages import GraftingSignals, TransitionBatch
-from esper_ray.grafting import STRATEGIES, GraftingMemory, GraftingSettings
+from esper_ray.grafting import STRATEGIES, GraftingSettings
 from esper_ray.lifecycle import MINIMUM_EPOCHS, ExtendedLifecycle, LifecycleManager, Requests
 from esper_ray.policy import PolicySettings, transition_batch
-from esper_ray.seeds import ExtendedStateTensor, SeedBank
+from esper_ray.seeds import ExtendedStateTensor
 
 _S = ExtendedLifecycle
 _ROAD = tuple(_S)[:8]
@@ -58,7 +58,7 @@ def measure() -> list[Row]:
     torch.set_num_threads(1)
     gc.disable()  # as timeit does: a collection of the loop's objects would fall on either side
     try:
-        return [*_transitions(), *_alphas(), *_memory(), *_scaling(), *_concurrent()]
+        return [*_transitions(), *_alphas(), *memory_rows(_SEEDS), *_scaling(), *_concurrent()]
     finally:
         gc.enable()
         torch.set_num_threads(threads)
@@ -208,38 +208,6 @@ def _alphas() -> list[Row]:
         name = f"an epoch of alphas, five strategies, {share:.0%} of 10,000 grafting"
         rows.append(_timed(name, _interleaved(ours, loop, 61), target))
     return rows
-
-
-# ---- memory --------------------------------------------------------------------------------------
-
-_PARTS = {
-    "state tensor": "columns",
-    "transition history": "history",
-    "transition count": "transition_count",
-    "performance metrics": "metrics",
-    "metrics valid": "metrics_valid",
-    "alpha": "alpha",
-    "generation": "generation",
-}
-_TELEMETRY_BYTES = 12  # float32 chunk mean, variance and gradient, on the host
-
-
-def _memory() -> list[Row]:
-    state = ExtendedStateTensor(_SEEDS)
-    bank = SeedBank(blueprint("bottleneck"), BlueprintShape(1, 32, 1), _SEEDS)
-    items = {name: state.get_buffer(b).nbytes / _SEEDS for name, b in _PARTS.items()}
-    items["slot map"] = bank.slot_of_seed.nbytes / _SEEDS
-    held = sum(t.nbytes for t in (*bank.parameters(), *bank.buffers())) - bank.slot_of_seed.nbytes
-    rows = [make_row(f"memory: {name}", size, "bytes/seed") for name, size in items.items()]
-    return [
-        *rows,
-        make_row("memory: a seed not in GRAFTING", sum(items.values()), "bytes/seed", 150),
-        make_row("memory: more in GRAFTING, host", GraftingMemory.BYTES_PER_ROW, "bytes/seed"),
-        make_row("memory: telemetry of a chunk, host", _TELEMETRY_BYTES, "bytes/seed"),
-        make_row("memory: telemetry accumulators", 0, "bytes/feature"),
-        make_row("memory: a slot of a bank", held / bank.num_slots, "bytes/slot"),
-        make_row("memory: slots of a bank without a grown seed", bank.num_slots, "slots"),
-    ]
 
 
 # ---- scaling and concurrency ---------------------------------------------------------------------

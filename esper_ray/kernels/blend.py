@@ -78,7 +78,7 @@ def _cut(samples: int, tiles: int, layout: Layout) -> tuple[int, int, int]:
     since each loads its weights anew."""
     block, warps = (32, 8) if layout.columns * layout.hidden_columns >= 8192 else (64, 4)
     blocks = -(-samples // block)
-    splits = max(1, min(blocks, -(-_MULTIPROCESSORS * 8 // max(tiles, 1))))
+    splits = max(1, min(blocks, -(-_MULTIPROCESSORS * 16 // max(tiles, 1))))
     return -(-blocks // splits) * block, block, warps
 
 

@@ -41,7 +41,7 @@ def _dot(a, b, IEEE: tl.constexpr):
 
 
 @triton.jit
-def _columns(IDS, ALPHA, STARTS, SIZES, SLOTS, S, TILE: tl.constexpr, TC: tl.constexpr,
+def _columns(IDS, ALPHA, STARTS, SIZES, SLOTS, S, D, TILE: tl.constexpr, TC: tl.constexpr,
              ALIGN: tl.constexpr, DENSE: tl.constexpr):  # fmt: skip
     """Per column of the tile: entry of the list, slot, place in the chunk, feature, mask, alpha."""
     j = tl.arange(0, TC)
@@ -54,7 +54,7 @@ def _columns(IDS, ALPHA, STARTS, SIZES, SLOTS, S, TILE: tl.constexpr, TC: tl.con
     slot = tl.load(SLOTS + seed, mask=listed, other=0)
     if DENSE:  # all seeds, of chunks that fill their columns: one aligned run of features
         column = tl.program_id(0) * TC + j
-        valid = column < S * (TC // TILE)
+        valid = column < D
     else:
         # Chunks begin and end at multiples of ALIGN: untold, loads would be 2 bytes wide.
         column = tl.load(STARTS + seed, mask=listed, other=0) + within
@@ -88,7 +88,7 @@ def blend_kernel(Y, Z, X, W, IDS, ALPHA, STARTS, SIZES, SLOTS, FAULTS, B, D, S, 
     this order. Z [B, S * H] is what the seeds make of the host's input.
     """
     entry, slot, within, column, valid, alpha, seed = _columns(
-        IDS, ALPHA, STARTS, SIZES, SLOTS, S, TILE, TC, ALIGN, DENSE)  # fmt: skip
+        IDS, ALPHA, STARTS, SIZES, SLOTS, S, D, TILE, TC, ALIGN, DENSE)  # fmt: skip
     entry_h, slot_h, unit, valid_h = _units(IDS, ALPHA, SLOTS, S, TILE, HC, H)
     block = (entry[:, None] == entry_h[None, :]) & valid[:, None] & valid_h[None, :]  # [TC, HC]
     first: tl.constexpr = C * H if CHUNK else 0
@@ -148,7 +148,7 @@ def blend_backward_kernel(G, DZ, Z, X, W, DW, IDS, ALPHA, STARTS, SIZES, SLOTS, 
     DW [programs over rows, S, P] gets the sums of each program, in the order of W.
     """
     entry, _, within, column, valid, alpha, _ = _columns(
-        IDS, ALPHA, STARTS, SIZES, SLOTS, S, TILE, TC, ALIGN, DENSE)  # fmt: skip
+        IDS, ALPHA, STARTS, SIZES, SLOTS, S, D, TILE, TC, ALIGN, DENSE)  # fmt: skip
     entry_h, slot_h, unit, valid_h = _units(IDS, ALPHA, SLOTS, S, TILE, HC, H)
     block = (entry[:, None] == entry_h[None, :]) & valid[:, None] & valid_h[None, :]
     first: tl.constexpr = C * H if CHUNK else 0

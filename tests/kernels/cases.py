@@ -45,6 +45,7 @@ class Case:
             return torch.randn(*size, generator=generator)
 
         rows, width = len(self.ids), self.chunks.width
+        # The kernels round weights to the dtype of the output; so does what is right.
         weights = {
             n: draw(rows, *s.shape) * s.shape[0] ** -0.5 for n, s in kind.weights(shape).items()
         }
@@ -52,6 +53,7 @@ class Case:
             t.to(self.dtype).double()
             for t in (draw(self.samples, width), draw(self.samples, self.inputs))
         )
+        weights = {n: w.to(self.dtype).float() for n, w in weights.items()}
         alpha = torch.rand(self.chunks.num_seeds, generator=generator) * 0.9 + 0.1
         g = draw(self.samples, width).to(self.dtype)
         right = self._right(y, u, weights, alpha, g.double())

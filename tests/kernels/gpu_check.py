@@ -12,19 +12,17 @@ from tests.kernels.cases import FUSED, LIMITS, Case, error
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = (
-    (37, 50, 201, 8),
-    (64, 32, 128, 8),
-    (45, 7, 115, 16),
-    (333, 64, 4096, 16),
-    (256, 9, 41, 3),
+    (37, 50, 201, 8, 0.3),
+    (64, 32, 128, 8, 1.0),
+    (333, 64, 4096, 16, 0.3),
 )
 
 
 def worst_errors() -> dict[str, float]:
     """Largest error over its limit, by kernel, dtype and what was computed."""
     found: dict[str, float] = {}
-    for name, dtype, (samples, seeds, width, hidden), share in itertools.product(
-        FUSED, DTYPES, SHAPES, (0.3, 1.0)
+    for name, dtype, (samples, seeds, width, hidden, share) in itertools.product(
+        FUSED, DTYPES, SHAPES
     ):
         ids = torch.randperm(seeds)[: max(1, round(share * seeds))].sort().values
         chunks = ChunkManager(width, seeds)
