@@ -7,6 +7,7 @@ contiguous samples, some four times faster than over strided ones.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,16 +19,20 @@ from esper_ray.kernels.ownership import holders, unshared
 from esper_ray.kernels.seeds import Seeds
 
 
-def blend(y: Tensor, z: Tensor | None, weights: Tensor, seeds: Seeds, in_place: bool) -> Tensor:
-    """As `esper_ray.kernels.blend.blend`, for y on a CPU and weights of its dtype."""
-    result: Tensor = _Blend.apply(y, z, weights, seeds, in_place)  # type: ignore[no-untyped-call]
+def blend(
+    y: Tensor, z: Tensor | None, weights: Sequence[Tensor], seeds: Seeds, in_place: bool
+) -> Tensor:
+    """As `esper_ray.kernels.blend.blend`, for y on a CPU and weights of its dtype, not packed."""
+    result: Tensor = _Blend.apply(  # type: ignore[no-untyped-call]
+        y, z, seeds, in_place, *weights
+    )
     return result
 
 
 class _Blend(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, z: Tensor | None, weights: Tensor, seeds: Seeds, in_place: bool
+        ctx: Any, y: Tensor, z: Tensor | None, seeds: Seeds, in_place: bool, *weights: Tensor
     ) -> Tensor:
         out = y.detach() if in_place else y.clone()
         y = out.view(-1, out.shape[-1])
@@ -40,14 +45,14 @@ class _Blend(torch.autograd.Function):
             f = _contained(f, seeds)
         _put(y, torch.addcmul(x, f, own.alpha), seeds)
         ctx.seeds = seeds
-        ctx.save_for_backward(x, z, weights)
+        ctx.save_for_backward(x, z, *weights)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         alone = unshared(holders(g)) and g.is_contiguous()
-        x, z, weights = ctx.saved_tensors
+        x, z, *weights = ctx.saved_tensors
         seeds: Seeds = ctx.seeds
         form, own = seeds.form, _Weights(weights, seeds)
         taken = _take(g.reshape(-1, g.shape[-1]), seeds)
@@ -55,35 +60,35 @@ class _Blend(torch.autograd.Function):
         u = own.hidden(x, z)
         gu = _slope(torch.bmm(own.w_out, gf), u, form)
         gu = torch.where(gu.isfinite(), gu, 0.0)
-        grads = [torch.bmm(_act(u, form), gf.mT).flatten(1)]
+        grads = [torch.bmm(_act(u, form), gf.mT)]
         if form.biases:
             grads = [gu.sum(2), *grads, gf.sum(2)]
         gh = g
         if own.w_in is not None:
-            grads = [torch.bmm(x, gu.mT).flatten(1), *grads]
+            grads = [torch.bmm(x, gu.mT), *grads]
             dx = torch.bmm(own.w_in, gu)
             dx = torch.where(dx.isfinite(), dx, 0.0)
             gh = g if alone else g.clone(memory_format=torch.contiguous_format)
             _put(gh.view(-1, gh.shape[-1]), taken + (dx if form.residual else dx - gf), seeds)
-        dw = torch.zeros_like(weights).index_copy_(0, seeds.listed_slots, torch.cat(grads, 1))
+        dw = [
+            torch.zeros_like(weight).index_copy_(0, seeds.listed_slots, grad)
+            for weight, grad in zip(weights, grads, strict=True)
+        ]
         dz = None if z is None else gu.permute(2, 0, 1).reshape_as(z)
-        return gh, dz, dw, None, None
+        return gh, dz, None, None, *dw
 
 
 class _Weights:
     """The weights of the listed seeds, rows first."""
 
-    def __init__(self, weights: Tensor, seeds: Seeds) -> None:
-        form, layout = seeds.form, seeds.layout
-        self.alpha = seeds.listed_alpha.to(weights.dtype)[:, None, None]
-        rows, c, h = weights.index_select(0, seeds.listed_slots), layout.chunk, layout.hidden
-        sizes = [c * h] if form.chunk else []
-        sizes += [h, h * c, c] if form.biases else [h * c]
-        parts = list(torch.split(rows, sizes, 1))
-        self.w_in = parts.pop(0).view(-1, c, h) if form.chunk else None
-        self.b_in = parts.pop(0)[:, :, None] if form.biases else None
-        self.w_out = parts.pop(0).view(-1, h, c)
-        self.b_out = parts.pop(0)[:, :, None] if form.biases else None
+    def __init__(self, weights: Sequence[Tensor], seeds: Seeds) -> None:
+        form = seeds.form
+        self.alpha = seeds.listed_alpha[:, None, None]
+        rows = [weight.index_select(0, seeds.listed_slots) for weight in weights]
+        self.w_in = rows.pop(0) if form.chunk else None  # (rows, chunk, hidden)
+        self.b_in = rows.pop(0)[:, :, None] if form.biases else None
+        self.w_out = rows.pop(0)  # (rows, hidden, chunk)
+        self.b_out = rows.pop(0)[:, :, None] if form.biases else None
 
     def hidden(self, x: Tensor, z: Tensor | None) -> Tensor:
         """(rows, hidden, samples) before the activation."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
 from esper_ray.errors import ConfigError
 from esper_ray.kernels import cpu_blend
-from esper_ray.kernels.form import TRITON_DTYPES, Form, Layout, alignment
+from esper_ray.kernels.form import TRITON_DTYPES, Layout, alignment
 from esper_ray.kernels.seeds import Seeds
 from esper_ray.seeds import ChunkRows
 
 if TYPE_CHECKING:
     from esper_ray.layers.seed_holder import SeedHolder
+
+
+CPU_BLOCK: Final = 1024
+"""Seeds that a CPU takes at once, so that what it computes for them stays in its caches."""
 
 
 class FusedBlend:
@@ -26,7 +30,7 @@ class FusedBlend:
             raise ConfigError("this blueprint has no fused kernel", "choose the kernel torch")
         chunk = layer.chunks.chunk_width
         self._layer, self._form, self._kernel = layer, form, kernel
-        self._told: tuple[ChunkRows, Seeds] | None = None
+        self._told: tuple[ChunkRows, list[Seeds]] | None = None
         align = alignment([*layer.chunks.sizes.tolist(), chunk])
         self._layout = Layout.of(chunk, layer.bank.shape.hidden, align)
 
@@ -39,49 +43,52 @@ class FusedBlend:
 
     def blend(self, h: Tensor, u: Tensor | None, rows: ChunkRows, in_place: bool) -> Tensor:
         """h (..., width) with the seeds of `rows` blended in; u (samples, inputs) or None."""
-        weights, seeds = self._layer.bank.weights, self._seeds(rows)
-        packed = torch.cat([weights[name].flatten(1) for name in self._form.packed], 1)
-        z = (
-            None
-            if u is None
-            else _side_by_side(weights, self._form, seeds.listed_slots, u, h.dtype)
-        )
+        weights = self._layer.bank.weights
+        own = [weights[name] for name in self._form.packed]
         if self._kernel == "cpu":
-            return cpu_blend.blend(h, z, packed, seeds, in_place)
+            for seeds in self._seeds(rows):
+                h = cpu_blend.blend(h, self._read(seeds, u, h.dtype), own, seeds, in_place)
+                in_place = True  # what comes next writes over what came out here
+            return h
         from esper_ray.kernels import blend
 
-        return blend.blend(h, z, packed.float(), seeds, in_place)
+        packed = torch.cat([weight.flatten(1) for weight in own], 1).float()
+        [seeds] = self._seeds(rows)
+        return blend.blend(h, self._read(seeds, u, h.dtype), packed, seeds, in_place)
 
-    def _seeds(self, rows: ChunkRows) -> Seeds:
+    def _read(self, seeds: Seeds, u: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """(samples, rows * hidden): what every seed makes of the same u, as one matrix product."""
+        if u is None:
+            return None
+        weight = self._layer.bank.weights[str(self._form.read)]
+        own = weight.index_select(0, seeds.listed_slots).to(dtype)  # (rows, inputs, hidden)
+        side: Tensor = own.transpose(0, 1).flatten(1)
+        return torch.mm(u.to(dtype), side)
+
+    def _seeds(self, rows: ChunkRows) -> list[Seeds]:
         """What the kernel is told of the listed seeds; made anew only when the list is."""
         if self._told is None or self._told[0] is not rows:
-            layer = self._layer
-            self._told = (
-                rows,
-                Seeds(
-                    self._form,
-                    self._layout,
-                    rows.ids,
-                    layer.state.alpha,
-                    layer.chunks.starts,
-                    layer.chunks.sizes,
-                    layer.bank.slot_of_seed,
-                    layer.faults,
-                    rows.columns,
-                    rows.kept,
-                    rows.own,
-                    layer.bank.slots(rows.ids),
-                    layer.state.alpha.index_select(0, rows.ids),
-                    rows.whole,
-                ),
-            )
+            blocks = [rows]
+            if self._kernel == "cpu" and len(rows) > CPU_BLOCK:
+                blocks = [self._layer.chunks.rows(ids) for ids in torch.split(rows.ids, CPU_BLOCK)]
+            self._told = rows, [self._tell(block) for block in blocks]
         return self._told[1]
 
-
-def _side_by_side(
-    weights: torch.nn.ParameterDict, form: Form, slots: Tensor, u: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """(samples, rows * hidden): what every seed makes of the same u, as one matrix product."""
-    own = weights[str(form.read)].index_select(0, slots).to(dtype)  # (rows, inputs, hidden)
-    side: Tensor = own.transpose(0, 1).flatten(1)
-    return torch.mm(u.to(dtype), side)
+    def _tell(self, rows: ChunkRows) -> Seeds:
+        layer = self._layer
+        return Seeds(
+            self._form,
+            self._layout,
+            rows.ids,
+            layer.state.alpha,
+            layer.chunks.starts,
+            layer.chunks.sizes,
+            layer.bank.slot_of_seed,
+            layer.faults,
+            rows.columns,
+            rows.kept,
+            rows.own,
+            layer.bank.slots(rows.ids),
+            layer.state.alpha.index_select(0, rows.ids),
+            rows.whole,
+        )

@@ -106,9 +106,12 @@ class Case:
         if form.read is not None:
             side = own[form.read].transpose(0, 1).flatten(1)
             z = read @ side.to(self.dtype)
-        packed = torch.cat([own[n].flatten(1) for n in form.packed], 1)
-        run = cpu_blend.blend if self.kernel == "cpu" else blend.blend
-        out = run(leaf * 1, z, packed, seeds, in_place)
+        listed = [own[n] for n in form.packed]
+        if self.kernel == "cpu":
+            out = cpu_blend.blend(leaf * 1, z, listed, seeds, in_place)
+        else:
+            packed = torch.cat([weight.flatten(1) for weight in listed], 1)
+            out = blend.blend(leaf * 1, z, packed, seeds, in_place)
         out.backward(here(g))  # type: ignore[no-untyped-call]
         leaves = {"y": leaf, "u": read, **own}
         grads = {n: v.grad for n, v in leaves.items() if v.grad is not None}
