@@ -3,6 +3,20 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from esper_ray.blueprints import Blueprint as Blueprint
+    from esper_ray.config import load_config as load_config
+    from esper_ray.errors import EsperError as EsperError
+    from esper_ray.grafting import GraftingStrategyBase as GraftingStrategyBase
+    from esper_ray.lifecycle import ExtendedLifecycle as ExtendedLifecycle
+    from esper_ray.runtime import Runtime as Runtime
+    from esper_ray.session import SeedConfig as SeedConfig
+    from esper_ray.session import SeedSession as SeedSession
+    from esper_ray.session import attach as attach
+    from esper_ray.session import detach as detach
+    from esper_ray.session import plan as plan
 
 __version__ = "0.1.0"
 
@@ -13,6 +27,11 @@ _LAZY = {
     "Blueprint": "esper_ray.blueprints",
     "Runtime": "esper_ray.runtime",
     "load_config": "esper_ray.config",
+    "SeedConfig": "esper_ray.session",
+    "SeedSession": "esper_ray.session",
+    "attach": "esper_ray.session",
+    "detach": "esper_ray.session",
+    "plan": "esper_ray.session",
 }
 
 __all__ = [*sorted(_LAZY), "__version__"]

@@ -44,10 +44,12 @@ def _functions(path: Path) -> Iterator[Function]:
             yield node
 
 
-def test_no_function_is_longer_than_sixty_lines() -> None:
+def test_no_function_is_longer_than_sixty_lines_but_a_kernel() -> None:
+    # What a kernel would hand to another function, its registers, is most of what it has.
     long = {
         f"{_name(path)}:{node.lineno} {node.name}": lines
         for path in SOURCES
+        if not path.name.startswith("triton_")
         for node in _functions(path)
         if (lines := (node.end_lineno or node.lineno) - node.lineno + 1) > LONGEST_FUNCTION
     }
@@ -80,7 +82,7 @@ def test_import_walls_stand() -> None:
         ("fsspec", {"storage"}),
         ("pyarrow", {"storage", "events"}),
         ("config", {"config"} | COMPOSITION),
-        ("data-models", {"data", "models", "actors", "growth"} | COMPOSITION),
+        ("data-models", {"data", "models", "actors", "growth", "session"} | COMPOSITION),
     ],
 )
 def test_each_wall_names_every_part_of_the_package(contract: str, exempt: set[str]) -> None:
