@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 import esper_ray
 from esper_ray import SeedConfig, SeedSession
+from esper_ray.blueprints import InputMlpBlueprint
 from esper_ray.errors import ConfigError, NoMatch
 from esper_ray.grafting import GraftingSettings
 from esper_ray.layers import LayerSeeds, Output
@@ -23,6 +25,7 @@ from esper_ray.lifecycle import ExtendedLifecycle as S
 from esper_ray.lifecycle import GateSettings, LifecycleManager, Refusal
 from esper_ray.policy import PolicySettings
 from tests.builders import randomise, same_bits, walk
+from tests.pages import blocks, python
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "attach_plain_loop.py"
 OPEN = GateSettings(
@@ -276,3 +279,45 @@ def test_the_example_trains_both_models_and_keeps_seeds() -> None:
     assert done.stderr == ""
     assert "transformer: loss" in done.stdout
     assert "FOSSILIZED" in done.stdout
+
+
+def test_the_page_on_attaching_runs(tmp_path: Path) -> None:
+    [script] = blocks("docs/attach.md", "python")
+    told = python("-W", "error", "-c", script, folder=tmp_path).splitlines()
+    assert told[0].startswith("LayerTarget(name='0', kind='Linear', width=16, inputs=8")
+    assert any("TRAINING -> GRAFTING" in line for line in told)
+    assert told[-1].startswith("{'0': {")
+
+
+def break_seed(seeds: LayerSeeds, seed: int, how: str) -> None:
+    if how == "fails":
+        seeds._fused, seeds.bank.kind = None, Raising()
+        return
+    with torch.no_grad():
+        seeds.bank.weights["w_out"][seed] = torch.nan
+
+
+class Raising(InputMlpBlueprint):
+    """Fails whenever it is asked."""
+
+    def forward(self, weights: Mapping[str, Tensor], x: Tensor, u: Tensor) -> Tensor:
+        raise KeyError(f"no table for {len(weights)}, {x.shape}, {u.shape}")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("how", ["NaN", "fails"])
+def test_a_broken_seed_is_counted_and_leaves_by_the_table(how: str) -> None:
+    slow = LifecycleManager(gates=OPEN, minimum_epochs={S.TRAINING: 1, S.GRAFTING: 1_000})
+    model, session, optimizer = attached(manager=slow, grafting=GraftingSettings(ramp_epochs=500))
+    while session.states()["0"].get("GRAFTING", 0) < 4:
+        train(model, session, optimizer, 2)
+    train(model, session, optimizer, 2)  # alphas leave 0
+    seeds = session.layers["0"]
+    break_seed(seeds, 2, how)
+    train(model, session, optimizer, 1)
+    assert model(X).isfinite().all()
+    assert all(p.isfinite().all() for p in model[0].parameters(recurse=False))
+    train(model, session, optimizer, 19)
+    gone = {m.seed for m in session.events if m.target is S.ROLLED_BACK}
+    assert gone == ({2} if how == "NaN" else {0, 1, 2, 3})
+    assert all(w[2].isfinite().all() for w in seeds.bank.weights.values())
