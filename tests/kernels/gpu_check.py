@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 
 import torch
+from torch import nn
 
 from esper_ray.bench.layer_case import LayerCase
+from esper_ray.layers import ChunkedKasminaLayer
+from esper_ray.lifecycle import Budgets, LifecycleManager, Refusal
 from esper_ray.seeds import ChunkManager
 from tests.kernels.cases import FUSED, LIMITS, Case, error
 
@@ -51,6 +54,25 @@ def never_waits() -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
+def memory_is_flat(cycles: int = 1000) -> set[tuple[int, int]]:
+    """(allocated, reserved) bytes at three moments of many births and ends: one pair if flat."""
+    host = nn.Linear(64, 4000, device="cuda")
+    layer = ChunkedKasminaLayer(host, 1000, hidden=8, device="cuda")
+    budgets = Budgets(embargo_epochs=0)
+    layer.manager = LifecycleManager(minimum_epochs={}, replanting=True, budgets=budgets)
+    x, seen = torch.randn(32, 64, device="cuda"), set()
+    for cycle in range(cycles):
+        ids = [(cycle * 37 + j) % 1000 for j in range(20)]
+        for action in ("germinate", "cancel", "replant"):
+            assert set(layer.request(action, ids)) == {Refusal.NONE}
+        layer(x).sum().backward()
+        layer.zero_grad(set_to_none=True)
+        if cycle in (50, cycles // 2, cycles - 1):
+            torch.cuda.synchronize()
+            seen.add((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
+    return seen
+
+
 if __name__ == "__main__":
     errors = worst_errors()
     for label, value in sorted(errors.items()):
@@ -58,3 +80,5 @@ if __name__ == "__main__":
         print(f"{label:40} {value:.2e} {'ok' if value < LIMITS[dtype] else 'OVER'}")
     never_waits()
     print("never waits: ok")
+    flat = memory_is_flat()
+    print(f"memory: {flat} {'ok' if len(flat) == 1 else 'GROWS'}")
