@@ -196,3 +196,24 @@ def test_another_width_is_refused_and_another_batch_is_not() -> None:
         assert host(torch.zeros(samples, 10)).shape == (samples, 10)
     with pytest.raises(ValueError, match="put out 11 features, but its seeds divide 10"):
         host(torch.zeros(2, 11))
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (2, 3, 6)])
+def test_an_activation_that_writes_over_the_blended_output_changes_no_gradient(
+    shape: tuple[int, ...],
+) -> None:
+    found = []
+    for inplace, kernel in ((True, "auto"), (False, "auto"), (False, "torch")):
+        torch.manual_seed(0)
+        host = nn.Sequential(nn.Linear(6, 10), nn.ReLU(inplace), nn.Linear(10, 2))
+        seeds = attach_seeds(host[0], LayerSeeds(10, SEEDS, hidden=3, kernel=kernel))
+        grown(seeds)
+        x = numbers(*shape).requires_grad_()
+        host(x).sin().sum().backward()
+        own = [seeds.bank.weights[name].grad for name in ("w_in", "b_in", "w_out", "b_out")]
+        found.append([x.grad, *(p.grad for p in host[0].parameters(recurse=False)), *own])
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert one is not None
+            assert two is not None
+            assert torch.allclose(one, two, atol=1e-6)
