@@ -1,21 +1,13 @@
-"""Demo models, each a list of pipeline stages."""
+"""Two small MLPs, each in two stages: one over bytes, one over the digits."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True, slots=True)
-class StageFactory:
-    """Name of a stage and a function that builds it; a layer actor builds its own stage only."""
-
-    name: str
-    build: Callable[[], nn.Module]
+from esper_ray.models.stages import StageFactory
 
 
 class ByteReader(nn.Module):
