@@ -88,7 +88,7 @@ def test_optimizers_of_other_kinds_go_on(make: Callable[..., torch.optim.Optimiz
 
 def test_an_optimizer_that_keeps_something_else_is_refused() -> None:
     model, optimizer, session = attached()
-    optimizer.state[model.get_submodule("0").weight]["odd"] = {1, 2}
+    optimizer.state[next(model.parameters())]["odd"] = {1, 2}
     with pytest.raises(ConfigError, match="keeps a set"):
         session.save("memory://odd")
 
