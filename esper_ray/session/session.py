@@ -18,7 +18,7 @@ from esper_ray.session.evaluating import Evaluate
 from esper_ray.session.growing import Growing
 from esper_ray.session.sites import find_sites
 from esper_ray.session.storing import Store
-from esper_ray.session.tables import LayerStates, SeedEvent, States
+from esper_ray.session.tables import ROOT, LayerStates, SeedEvent, States
 
 
 def attach(
@@ -131,7 +131,7 @@ class SeedSession:
     def _repr_html_(self) -> str:
         """The states as a table, for notebooks."""
         rows = "".join(
-            f"<tr><td>{escape(one.layer or '(model)')}</td><td>{state}</td><td>{n}</td></tr>"
+            f"<tr><td>{escape(one.layer or ROOT)}</td><td>{state}</td><td>{n}</td></tr>"
             for one in self.states().layers
             for state, n in one.counts.items()
         )

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Final
+
+ROOT: Final = "(model)"
+"""What is shown for the empty name of the model itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,8 @@ class SeedPlan:
         """One line per layer."""
         names = PlannedLayer.__slots__
         head = tuple(name.replace("_", " ") for name in names)
-        return _table([head, *(tuple(str(getattr(r, n)) for n in names) for r in self.layers)])
+        rows = [tuple(str(getattr(layer, n)) for n in names) for layer in self.layers]
+        return _table([head, *((row[0] or ROOT, *row[1:]) for row in rows)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ class LayerStates:
     def __str__(self) -> str:
         """`layer: 3 DORMANT, 1 TRAINING`."""
         counted = ", ".join(f"{n} {state}" for state, n in self.counts.items())
-        return f"{self.layer or '(model)'}: {counted}"
+        return f"{self.layer or ROOT}: {counted}"
 
 
 @dataclass(frozen=True, slots=True, repr=False)

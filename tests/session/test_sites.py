@@ -58,7 +58,7 @@ def test_an_entry_that_matches_nothing_is_an_error(
 
 def test_one_module_inside_another_is_refused() -> None:
     nested = nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4))
-    with pytest.raises(ConfigError, match="'0' and '0.0' inside it"):
+    with pytest.raises(ConfigError, match=r"'0' and '0\.0' inside it"):
         layers(nested, targets=["0*"])
     with pytest.raises(ConfigError, match="the model itself and modules inside"):
         layers(nested, targets=["", "1"])
