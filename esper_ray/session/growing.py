@@ -64,11 +64,27 @@ class Growing:
         self.events: deque[SeedEvent] = deque(maxlen=EVENTS_KEPT)
         self.observed = (math.nan, math.nan)
         self._evaluate = evaluate
+        self.note_weights()
 
     def lost(self) -> str | None:
         """The first layer whose host carries these seeds no more."""
         hosts = self._hosts.items()
         return next((n for n, h in hosts if getattr(h, CHILD, None) is not self.layers[n]), None)
+
+    def note_weights(self) -> None:
+        """Take the seeds' weights, as they are now, for those that this session left."""
+        self._left = self._versions()
+
+    def touched(self) -> str | None:
+        """A layer whose seeds' weights something else has written since they were noted."""
+        now = self._versions()
+        return next((name for name, found in now.items() if found != self._left[name]), None)
+
+    def _versions(self) -> dict[str, list[tuple[int, int]]]:
+        return {
+            name: [(id(weight), weight._version) for weight in layer.bank.weights.values()]
+            for name, layer in self.layers.items()
+        }
 
     def step(self) -> None:
         """Train the seeds in TRAINING, move all that may move; every few steps an epoch ends."""
@@ -78,8 +94,11 @@ class Growing:
             trainer.step()
             trainer.begin_step()
         self.steps += 1
-        if self.steps % self.config.epoch_steps == 0:
-            self._end_epoch()
+        try:
+            if self.steps % self.config.epoch_steps == 0:
+                self._end_epoch()
+        finally:
+            self.note_weights()
 
     def observe(self, loss: float | None, accuracy: float | None) -> None:
         """Take what somebody else measured of the gate in this epoch."""

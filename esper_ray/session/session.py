@@ -61,6 +61,7 @@ class SeedSession:
         if not self._growing.model.training:
             raise RuntimeError("the model is in eval mode: call model.train() before session.step")
         self._refuse_seeds_in_optimizer()
+        self._refuse_touched_weights()
         self._growing.step()
 
     def observe(self, loss: float | None = None, accuracy: float | None = None) -> None:
@@ -165,6 +166,15 @@ class SeedSession:
                 f"layer {name!r} carries the seeds of this session no more",
                 "attach seeds again, or restore a saved session",
             )
+
+    def _refuse_touched_weights(self) -> None:
+        if (name := self._growing.touched()) is None:
+            return
+        self._growing.note_weights()  # who meant to may go on
+        raise ConfigError(
+            f"weights of seeds of layer {name!r} were changed by something else than session.step",
+            "leave session.parameters() out of your optimizer; load weights by session.restore",
+        )
 
     def _refuse_seeds_in_optimizer(self) -> None:
         if self._optimizer is None:

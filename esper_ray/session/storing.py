@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -137,12 +139,14 @@ class Store:
 
 
 def _body(growing: Growing, optimizer: Any) -> dict[str, Any]:
+    settings = growing.config.to_plain()
     return {
         "run": KIND,
         "step": growing.steps,
         "epoch": growing.epochs,
         "samples": 0,
-        "config": growing.config.to_plain(),
+        "config": settings,
+        "config_digest": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         "layers": [site.to_json() for site in growing.sites],
         "coordinator": growing.decider.progress.to_json(),
         "optimizer": optimizer,
@@ -170,6 +174,7 @@ def _resume(growing: Growing, saved: Saved) -> None:
         trainer.resume_epoch(codec.decode_tensors(log.read_segment(ref)))
     growing.events.clear()
     growing.events.extend(_read_events(growing, saved))
+    growing.note_weights()
 
 
 def _check_settings(growing: Growing, saved: Saved) -> None:

@@ -121,6 +121,15 @@ def test_a_session_goes_back_to_what_it_saved() -> None:
     assert CheckpointManager(log).verify() == []
 
 
+def test_the_command_line_shows_what_a_session_saved(tmp_path: Path) -> None:
+    model, optimizer, session = attached()
+    train(model, optimizer, session, range(8))
+    session.save(str(tmp_path))
+    for command, shown in (("list", "8"), ("show", "0: 4 "), ("verify", "ok")):
+        words = ("-m", "esper_ray", "checkpoints", command, str(tmp_path))
+        assert shown in python(*words, folder=ROOT)
+
+
 def test_requests_that_wait_are_saved() -> None:
     _, _, session = attached(lifecycle={"germinate_after": 1000})
     session.request("germinate", [1])

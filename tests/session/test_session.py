@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 import esper_ray
 from esper_ray.errors import ConfigError, EsperError, NotPerSample, RunFailed
 from esper_ray.lifecycle import Refusal
-from tests.session.models import X, adam, attached, gate_losses, mlp, train
+from tests.session.models import GATE, X, adam, attached, batch, gate_losses, mlp, quick, train
 
 
 def test_seeds_go_through_their_life_in_a_plain_loop() -> None:
@@ -109,6 +112,14 @@ def test_an_optimizer_that_holds_seeds_is_refused() -> None:
         esper_ray.detach(model)
 
 
+def test_an_optimizer_that_nobody_told_of_is_found_out() -> None:
+    model = mlp()
+    session = esper_ray.attach(model, quick(), evaluate=gate_losses)
+    with pytest.raises(ConfigError, match="layer '0' were changed by something else"):
+        train(model, adam(model), session, range(60))
+    assert "GRAFTING" in session.states().counts  # until then it found no gradient to step by
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
@@ -160,6 +171,28 @@ def test_accuracy_that_was_observed_is_kept_with_the_metrics() -> None:
         train(model, optimizer, session, range(step, step + 1))
     accuracy = model.get_submodule("0.esper_seeds.state").get_buffer("metrics")[1]
     assert (accuracy == 0.75).all()
+
+
+def test_hosts_of_double_precision_and_recomputed_activations_carry_seeds() -> None:
+    def run(model: nn.Module, convert: Callable[[Tensor], Tensor], again: bool) -> set[str]:
+        def gate(model: nn.Module) -> Tensor:
+            return cross_entropy(model(convert(GATE[0])), GATE[1], reduction="none")
+
+        optimizer = adam(model)
+        session = esper_ray.attach(model, quick(), optimizer, gate)
+        for step in range(60):
+            x, y = batch(step)
+            u = convert(x)
+            scores = checkpoint(model, u, use_reentrant=False) if again else model(u)
+            loss = cross_entropy(scores, y)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            session.step()
+        return {event.target for event in session.events}
+
+    assert "EVALUATING" in run(mlp().double(), Tensor.double, again=False)
+    assert "EVALUATING" in run(mlp(), Tensor.float, again=True)
 
 
 # ---- requests ----------------------------------------------------------------------------------

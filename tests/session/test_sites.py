@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 import esper_ray
 from esper_ray.errors import ConfigError, NoMatch
-from esper_ray.layers import Output
+from esper_ray.layers import LayerSeeds, Output
+from esper_ray.lifecycle import ExtendedLifecycle
 from esper_ray.session import SeedConfig
 from esper_ray.session.sites import read
+from tests.builders import randomise, walk
 from tests.session.models import X, mlp, quick
 
 
@@ -178,6 +180,20 @@ def test_a_sample_shows_what_cannot_carry_seeds() -> None:
 def test_the_projection_of_attention_is_no_target() -> None:
     encoder = nn.TransformerEncoderLayer(8, 2, 16)
     assert layers(encoder, targets=[nn.Linear]) == ["linear1", "linear2"]
+
+
+def test_seeds_inside_an_encoder_layer_run_in_eval_mode_too() -> None:
+    torch.manual_seed(0)
+    encoder, x = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), torch.randn(3, 4, 8)
+    with torch.no_grad():
+        before = encoder(x)
+        esper_ray.attach(encoder, quick(targets=["linear2"]))
+        assert torch.allclose(encoder(x), before, atol=1e-6)
+        seeds = encoder.get_submodule("linear2.esper_seeds")
+        assert isinstance(seeds, LayerSeeds)
+        walk(seeds, [0, 1, 2, 3], ExtendedLifecycle.STABILIZATION)
+        randomise(seeds)
+        assert not torch.allclose(encoder(x), before, atol=1e-2)
 
 
 def test_a_plan_says_what_attach_makes() -> None:
