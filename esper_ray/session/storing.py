@@ -104,6 +104,8 @@ class Store:
         """This session as the writer of a place: a new history, or what follows `_source`."""
         log, source = RunLog(root), self._source
         here = source is not None and source.log.root.url == root.url
+        if not here and (older := len(log.commit_numbers())):
+            _log.warning("%d checkpoints of others at %s are set aside", older, root.url)
         record = log.open_epoch(
             resumed_from=source.seq if source is not None and here else None,
             source=source.log.root.url if source is not None and not here else None,
@@ -180,14 +182,16 @@ def _resume(growing: Growing, saved: Saved) -> None:
 def _check_settings(growing: Growing, saved: Saved) -> None:
     for mine, theirs in zip(growing.sites, saved.sites, strict=False):
         if mine != theirs:
+            ours, stored = mine.to_json(), theirs.to_json()
+            name = next(key for key in ours if ours[key] != stored[key])
             raise ConfigError(
                 f"layer {mine.layer_id!r} differs from {theirs.layer_id!r} of the checkpoint: "
-                f"{mine.width} and {theirs.width} features",
-                "restore into the model that was saved",
+                f"{name} is {ours[name]!r}, not {stored[name]!r}",
+                "restore into the model that was saved, with the same settings",
             )
-    config, stored = growing.config.to_plain(), saved.body["config"]
-    if len(growing.sites) != len(saved.sites) or config != stored:
-        differ = [k for k in sorted({*config, *stored}) if config.get(k) != stored.get(k)]
+    config, kept = growing.config.to_plain(), saved.body["config"]
+    if len(growing.sites) != len(saved.sites) or config != kept:
+        differ = [k for k in sorted({*config, *kept}) if config.get(k) != kept.get(k)]
         raise ConfigError(
             f"the session was saved with other {', '.join(differ) or 'layers'}",
             "attach with the same settings, or use esper_ray.restore on a model without seeds",

@@ -130,6 +130,16 @@ def test_the_command_line_shows_what_a_session_saved(tmp_path: Path) -> None:
         assert shown in python(*words, folder=ROOT)
 
 
+def test_a_session_that_saves_where_another_has_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    for warned in (False, True):
+        model, optimizer, session = attached()
+        train(model, optimizer, session, range(2))
+        session.save("memory://shared")
+        session.save("memory://shared")
+        assert ("set aside" in caplog.text) is warned
+    assert len(caplog.records) == 1
+
+
 def test_requests_that_wait_are_saved() -> None:
     _, _, session = attached(lifecycle={"germinate_after": 1000})
     session.request("germinate", [1])
@@ -213,6 +223,7 @@ def test_a_session_refuses_what_others_have_saved() -> None:
     session.save("memory://refuses")
     for changes, message in (
         ({"targets": ["2"], "seeds_per_layer": 2}, "layer '2' differs from '0'"),
+        ({"blueprint": "affine"}, "blueprint is 'affine', not 'input_mlp'"),
         ({"epoch_steps": 5}, "saved with other epoch_steps"),
         ({"targets": ["0", "2"]}, "saved with other layers"),
     ):
