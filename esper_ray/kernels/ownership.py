@@ -33,24 +33,29 @@ def unshared(found: Holders | None) -> bool:
     return found is not None and alone is not None and all(map(int.__le__, found, alone))
 
 
+class _Watch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, seen: list[Holders | None]) -> Tensor:
+        ctx.seen = seen
+        return x.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        ctx.seen.append(holders(g))
+        return g, None
+
+
+def watch(x: Tensor, seen: list[Holders | None]) -> Tensor:
+    """x, whose gradient's holders are put into `seen` when it is known."""
+    y: Tensor = _Watch.apply(x, seen)  # type: ignore[no-untyped-call]
+    return y
+
+
 @functools.cache
 def _alone() -> Holders | None:
     seen: list[Holders | None] = []
-
-    class Probe(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            del ctx
-            return x.detach()
-
-        @staticmethod
-        @once_differentiable
-        def backward(ctx: Any, g: Tensor) -> Tensor:
-            del ctx
-            seen.append(holders(g))
-            return g
-
     with torch.enable_grad():
         x = torch.ones(2, requires_grad=True)
-        (Probe.apply(x * 1) * 2).sum().backward()  # type: ignore[no-untyped-call]
+        (watch(x * 1, seen) * 2).sum().backward()  # type: ignore[no-untyped-call]
     return seen[0]

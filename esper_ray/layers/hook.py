@@ -75,7 +75,9 @@ class SeedHook:
         h = self.output.find(output)
         alone = len(module._forward_hooks) == 1  # another hook may have kept the output
         y = seeds.blend(h, self._read(args, kwargs, h), in_place=alone and seeds.in_place)
-        return output if y is output else self.output.replace(output, y)
+        if y is h and self.output.feature_dim == -1:  # nothing was blended in
+            return output
+        return self.output.replace(output, y)
 
     def _read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], h: Tensor) -> Tensor | None:
         u = host_input(args, kwargs)

@@ -49,11 +49,10 @@ class LayerSeeds(SeedHolder):
         *,
         host_weights: int = 0,
         kernel: str = "auto",
-        in_place: bool = False,
         **given: Any,
     ) -> None:
         super().__init__(width, num_seeds, layer_id, **given)
-        self.host_weights, self.in_place = host_weights, in_place
+        self.host_weights, self.in_place = host_weights, False
         self._asked_kernel = kernel
         self._fused: FusedBlend | None = None
         self.telemetry = ChunkTelemetry(width)
@@ -153,7 +152,7 @@ class LayerSeeds(SeedHolder):
         return h
 
     def rows(self, which: str) -> ChunkRows:
-        """Chunks of the seeds that are `blended`, `training` or in GRAFTING (`grafting`).
+        """Chunks of the seeds that are `blended` or in TRAINING (`training`).
 
         Made anew only after a change of state, by the host alone.
         """
@@ -162,7 +161,6 @@ class LayerSeeds(SeedHolder):
             ids = {
                 "blended": np.flatnonzero(view.alpha > 0),
                 "training": view.rows(_S.TRAINING),
-                "grafting": view.rows(_S.GRAFTING),
             }
             device = self.state.alpha.device
             self._rows = {

@@ -102,6 +102,18 @@ def test_a_seed_learns_to_reproduce_its_chunk_and_is_grafted(make_config: Config
     assert "STABILIZATION" in result.states_visited
 
 
+def run_both_ways(
+    make_config: ConfigMaker, address: str, mine: dict[str, Any]
+) -> tuple[RunResult, RunResult]:
+    """In one process and through actors, which must move the same seeds, as far as a graft."""
+    alone, here = run(make_config("local", **mine), local=True)
+    spread, there = run(make_config("actors", cluster__address=address, **mine), local=False)
+    assert [r.moves for r in here] == [r.moves for r in there]
+    assert "STABILIZATION" in alone.states_visited
+    assert alone.states_visited == spread.states_visited
+    return alone, spread
+
+
 @pytest.fixture
 def factory_with_a_strategy() -> Iterator[str]:
     module = "tests.strategy_for_tests"
@@ -119,11 +131,7 @@ def test_a_strategy_from_the_module_of_the_model_works_through_actors_too(
         "seeds__grafting": {"strategy": "square_for_tests", "ramp_epochs": 6},
         "train__epochs": 14,
     }
-    alone, here = run(make_config("local", **mine), local=True)
-    spread, there = run(make_config("actors", cluster__address=ray_cluster, **mine), local=False)
-    assert [r.moves for r in here] == [r.moves for r in there]
-    assert "STABILIZATION" in alone.states_visited
-    assert alone.states_visited == spread.states_visited
+    run_both_ways(make_config, ray_cluster, mine)
 
 
 @pytest.fixture
@@ -186,9 +194,5 @@ def test_a_blueprint_from_the_module_of_the_model_works_through_actors_too(
         "seeds__blueprint": "adapter_of_a_user",
         "train__epochs": 16,
     }
-    alone, here = run(make_config("local", **mine), local=True)
-    spread, there = run(make_config("actors", cluster__address=ray_cluster, **mine), local=False)
-    assert [r.moves for r in here] == [r.moves for r in there]
-    assert "STABILIZATION" in alone.states_visited
-    assert alone.states_visited == spread.states_visited
+    alone, spread = run_both_ways(make_config, ray_cluster, mine)
     assert alone.eval == pytest.approx(spread.eval, rel=1e-6)
