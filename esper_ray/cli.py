@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 INTERRUPTED = 130
+_RECORDS = {"FORMAT.json", "commits", "epochs"}
 
 
 def _guarded(command: Callable[..., R]) -> Callable[..., R]:
@@ -172,7 +173,11 @@ def _stored(url: str) -> Root:
 
     named = os.path.join("runs", url, "checkpoints")
     root = Root.open(named if "/" not in url and os.path.isdir(named) else url)
-    if not {"FORMAT.json", "commits", "epochs"} & {*root.names("")}:
+    names = {*root.names("")}
+    if "checkpoints" in names and not _RECORDS & names:  # the folder of a run
+        root = Root.open(f"{root.url}/checkpoints")
+        names = {*root.names("")}
+    if not _RECORDS & names:
         raise CheckpointNotFound(f"no run is stored at {root.url}", "check the URL")
     return root
 
@@ -246,6 +251,31 @@ def explain(run: str, layer: str, seed_id: int, as_json: bool) -> None:
         _print_json(document)
     else:
         click.echo(explained.explain_text(document))
+
+
+@main.command()
+@click.argument("source", metavar="CONFIG|CHECKPOINT")
+@click.option("--out", required=True, metavar="FILE", help="What to write: .png or .html.")
+@click.option("--layer", help="Draw this layer only.")
+@json_option
+@_guarded
+def chunks(source: str, out: str, layer: str | None, as_json: bool) -> None:
+    """Draw the chunks that CONFIG plans, or the seeds that CHECKPOINT (RUN[@step=N]) holds."""
+    from esper_ray import picture
+    from esper_ray.storage import RunLog, split_url
+
+    render = picture.renderer(out)
+    if picture.is_run_file(source):
+        drawn = picture.of_plan(_load(source, ()))
+    else:
+        url, selector = split_url(source)
+        drawn = picture.of_checkpoint(RunLog(_stored(url)), selector)
+    drawn = drawn.only(layer)
+    picture.write(out, render(drawn))
+    if as_json:
+        _print_json(drawn.to_json(out))
+    else:
+        click.echo(out)
 
 
 @main.command()

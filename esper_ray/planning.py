@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,7 +97,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         )
         for index, factory in enumerate(factories)
     )
-    return RunPlan(stages, layers, _coordinator_spec(config, len(stages)), dataset.card)
+    return RunPlan(stages, layers, _coordinator_spec(config, len(stages), layers), dataset.card)
 
 
 def _modules(factories: list[StageFactory], sample: Tensor) -> list[ModuleInfo]:
@@ -168,7 +169,9 @@ def _layer_plan(
     )
 
 
-def _coordinator_spec(config: RunConfig, stages: int) -> CoordinatorSpec:
+def _coordinator_spec(
+    config: RunConfig, stages: int, layers: Sequence[LayerPlan]
+) -> CoordinatorSpec:
     seeds, lifecycle = config.seeds, config.lifecycle
     identity = config.identity()
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -202,6 +205,7 @@ def _coordinator_spec(config: RunConfig, stages: int) -> CoordinatorSpec:
             "run": config.run,
             "config": identity,
             "config_digest": digest,
+            "widths": {layer.layer_id: layer.width for layer in layers},
             "rng": {"kind": "counter", "seed": config.seed},
         },
     )

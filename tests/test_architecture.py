@@ -25,6 +25,7 @@ COMPOSITION = {
     "runtime",
     "console",
     "explain",
+    "picture",
     "bench",
     "cli",
     "__main__",

@@ -164,6 +164,13 @@ def test_equal_run_files_have_equal_digests_and_others_have_not() -> None:
     assert one["rng"] == {"kind": "counter", "seed": 0}
 
 
+def test_commits_will_name_the_width_of_every_layer() -> None:
+    planned = plan()
+    widths = {layer.layer_id: layer.width for layer in planned.layers}
+    assert widths
+    assert planned.coordinator.manifest["widths"] == widths
+
+
 def test_planning_leaves_the_random_state_alone() -> None:
     before = torch.get_rng_state()
     plan()

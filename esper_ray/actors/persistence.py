@@ -63,8 +63,7 @@ def restore_stage(stage: Stage, log: RunLog, segments: Segments, step: int) -> N
 
 def _restore_layer(layer: LayerSeeds, log: RunLog, segments: Segments) -> None:
     columns = read_state(log, segments, layer.layer_id)
-    ref = _named(segments, layer_name(layer.layer_id, "grafting"))
-    grafting = codec.decode_table(log.read_segment(ref), snapshot.GRAFTING_SCHEMA, ref.rows)
+    grafting = _read_grafting(log, segments, layer.layer_id)
     snapshot.load_state_columns(layer.state, columns, grafting)
     parts = []
     for part in ("weights", "rollback"):
@@ -78,6 +77,19 @@ def read_state(log: RunLog, segments: Segments, layer_id: str) -> dict[str, NDAr
     """A stored layer's state table as columns, without building the layer."""
     ref = _named(segments, layer_name(layer_id, "state"))
     return codec.decode_table(log.read_segment(ref), snapshot.STATE_SCHEMA, ref.rows)
+
+
+def read_checked_state(log: RunLog, segments: Segments, layer_id: str) -> dict[str, NDArray[Any]]:
+    """The same, with CorruptError for a state that a resume would refuse."""
+    columns = read_state(log, segments, layer_id)
+    grafting = _read_grafting(log, segments, layer_id)
+    snapshot.check_state_columns(columns, grafting, len(columns["seed_id"]))
+    return columns
+
+
+def _read_grafting(log: RunLog, segments: Segments, layer_id: str) -> dict[str, NDArray[Any]]:
+    ref = _named(segments, layer_name(layer_id, "grafting"))
+    return codec.decode_table(log.read_segment(ref), snapshot.GRAFTING_SCHEMA, ref.rows)
 
 
 LOSS_SCHEMA: Final = {"step": (np.dtype(np.int64), 0), "loss": (np.dtype(np.float64), 0)}

@@ -75,9 +75,7 @@ def grafting_columns(state: ExtendedStateTensor) -> Columns:
 
 def load_state_columns(state: ExtendedStateTensor, columns: Columns, grafting: Columns) -> None:
     """Take over columns read from storage, after checking that they are possible."""
-    problem = _impossible(columns, grafting, state.num_seeds)
-    if problem:
-        raise CorruptError(f"stored seed state is impossible: {problem}")
+    check_state_columns(columns, grafting, state.num_seeds)
     state.grafting.load({n: grafting[n].astype(d) for n, d in GRAFTING_COLUMNS.items()})
     state.columns.copy_(torch.from_numpy(np.stack([columns[n] for n in COLUMN_NAMES])))
     for name, (buffer_name, _, _) in _BUFFERS.items():
@@ -85,6 +83,13 @@ def load_state_columns(state: ExtendedStateTensor, columns: Columns, grafting: C
         rows_last = columns[name].reshape(-1, *buffer.shape[:-1])
         buffer.copy_(torch.from_numpy(np.ascontiguousarray(np.moveaxis(rows_last, 0, -1))))
     state.changed()
+
+
+def check_state_columns(columns: Columns, grafting: Columns, num_seeds: int) -> None:
+    """Raise CorruptError where no layer of `num_seeds` seeds can be in such a state."""
+    problem = _impossible(columns, grafting, num_seeds)
+    if problem:
+        raise CorruptError(f"stored seed state is impossible: {problem}")
 
 
 def _impossible(columns: Columns, grafting: Columns, num_seeds: int) -> str | None:

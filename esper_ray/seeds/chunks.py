@@ -47,7 +47,7 @@ class ChunkManager(nn.Module):
 
     def __init__(self, width: int, num_seeds: int, sizes: Sequence[int] | None = None) -> None:
         super().__init__()
-        bounds = _bounds(width, num_seeds, sizes)
+        bounds = chunk_bounds(width, num_seeds, sizes)
         self.width, self.num_seeds, self._bounds = width, num_seeds, bounds
         lengths = torch.from_numpy(np.diff(bounds))
         self.chunk_width = int(lengths.max())  # of the packed form, short chunks are padded
@@ -129,8 +129,10 @@ class ChunkManager(nn.Module):
             raise ValueError(f"got {x.shape[-1]} features, but the chunks divide {self.width}")
 
 
-def _bounds(width: int, num_seeds: int, sizes: Sequence[int] | None) -> NDArray[np.int64]:
-    """(seeds + 1,) first feature of every chunk, and `width`."""
+def chunk_bounds(
+    width: int, num_seeds: int, sizes: Sequence[int] | None = None
+) -> NDArray[np.int64]:
+    """(seeds + 1,) first feature of every chunk of a ChunkManager, and `width`."""
     if width < 1 or num_seeds < 1 or num_seeds > width:
         raise ConfigError(
             f"cannot divide {width} features among {num_seeds} seeds",

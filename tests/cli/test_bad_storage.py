@@ -17,7 +17,8 @@ TRAIN = ("train", "run.yaml", "--local")
 
 # ------------------------------------------------------------------ nothing stored: exit 3
 
-READERS = [("checkpoints", "show"), ("checkpoints", "verify"), ("checkpoints", "list")]
+CHUNKS = ("chunks", "--out", "drawn.html")
+READERS = [("checkpoints", "show"), ("checkpoints", "verify"), ("checkpoints", "list"), CHUNKS]
 RESUME = (*TRAIN, "--resume")
 
 
@@ -43,7 +44,7 @@ def test_missing_checkpoint_ends_the_process_with_exit_3(
     assert everything() == before
 
 
-@pytest.mark.parametrize("words", [("checkpoints", "show"), RESUME])
+@pytest.mark.parametrize("words", [("checkpoints", "show"), CHUNKS, RESUME])
 @pytest.mark.parametrize("selector", ["step=7", "step=99999999999999999999", "unknown-pin"])
 def test_unknown_step_names_those_that_exist(
     cli: Command, store: Path, everything: Look, words: tuple[str, ...], selector: str
@@ -54,7 +55,7 @@ def test_unknown_step_names_those_that_exist(
     assert everything() == before
 
 
-@pytest.mark.parametrize("words", [("checkpoints", "show"), RESUME])
+@pytest.mark.parametrize("words", [("checkpoints", "show"), CHUNKS, RESUME])
 def test_run_without_a_manifest_is_not_found(
     cli: Command, store: Path, words: tuple[str, ...]
 ) -> None:
@@ -119,7 +120,7 @@ def test_flipped_byte_is_found_and_nothing_is_written(
     verified = cli("checkpoints", "verify", "store")
     assert "damaged objects at store" in verified.failed(4)[0]
     assert verified.stdout.startswith(f"damage: {path.relative_to(store)}: ")
-    for words in (("checkpoints", "show", "store"), (*RESUME, "store")):
+    for words in (("checkpoints", "show", "store"), (*CHUNKS, "store"), (*RESUME, "store")):
         done = cli(*words)
         assert path.name in done.failed(4)[0]
         assert done.stdout == ""
@@ -142,7 +143,7 @@ def test_flipped_byte_ends_the_process_with_exit_4(
 def test_missing_segment_is_damage(cli: Command, store: Path, kind: str) -> None:
     path = stored_file(store, kind)
     path.unlink()
-    for words in (("checkpoints", "show"), ("checkpoints", "verify"), RESUME):
+    for words in (("checkpoints", "show"), ("checkpoints", "verify"), CHUNKS, RESUME):
         cli(*words, "store").failed(4)
     assert "is missing" in cli(*RESUME, "store").failed(4)[0]
 
@@ -157,7 +158,7 @@ def test_missing_segment_ends_the_process_with_exit_4(command: Command, store: P
 @pytest.mark.parametrize("kind", ["format", "epoch record"])
 def test_missing_record_is_damage(cli: Command, store: Path, kind: str) -> None:
     stored_file(store, kind).unlink()
-    for words in (("checkpoints", "show"), ("checkpoints", "verify"), RESUME):
+    for words in (("checkpoints", "show"), ("checkpoints", "verify"), CHUNKS, RESUME):
         cli(*words, "store").failed(4)
 
 
