@@ -29,7 +29,7 @@ def _all(u: Tensor, weight: Tensor) -> Tensor:
     """u (samples, n) by weight (rows, n, m): every row reads the same u, so it is one product."""
     rows, inputs, outputs = weight.shape
     side_by_side = weight.transpose(0, 1).reshape(inputs, rows * outputs)
-    return (u @ side_by_side).view(len(u), rows, outputs)
+    return (u @ side_by_side).view(u.shape[0], rows, outputs)
 
 
 class _TwoLayer(Blueprint):
@@ -81,6 +81,7 @@ class LowRankBlueprint(Blueprint):
     blueprint_id = 2
     name = "low_rank"
     residual = True
+    linear = True
 
     def weights(self, shape: BlueprintShape) -> Mapping[str, WeightSpec]:
         """Ordinary first factor, zero second factor."""
@@ -102,6 +103,7 @@ class AffineBlueprint(Blueprint):
     blueprint_id = 3
     name = "affine"
     residual = True
+    linear = True
 
     def weights(self, shape: BlueprintShape) -> Mapping[str, WeightSpec]:
         """Zeros: the gradient reaches both, since neither hides the other."""

@@ -51,6 +51,8 @@ class Blueprint(ABC):
     name: ClassVar[str]
     residual: ClassVar[bool]
     reads: ClassVar[Literal["chunk", "input", "both"]] = "chunk"
+    linear: ClassVar[bool] = False
+    """Whether delta is a linear map of the chunk plus a constant, which a Linear can take over."""
 
     @abstractmethod
     def weights(self, shape: BlueprintShape) -> Mapping[str, WeightSpec]:

@@ -35,24 +35,24 @@ class ChunkTelemetry(nn.Module):
             "counted": torch.zeros(2),
         }.items():
             self.register_buffer(name, value, persistent=False)
-        self._forwards = 0
+        self.forwards = 0
 
     def restart(self) -> None:
         """Forget what was sampled."""
-        self._forwards = 0
+        self.forwards = 0
         self.totals.zero_()
         self.counted.zero_()
 
     def due(self) -> bool:
         """Count one forward; whether it is to be sampled."""
-        self._forwards += 1
-        return self._forwards % EVERY_FORWARD == 1
+        self.forwards += 1
+        return self.forwards % EVERY_FORWARD == 1
 
     @torch.no_grad()
     def sample(self, y: Tensor) -> None:
         """Add some rows of y (samples, width)."""
         rows = self._some(y)
-        if self._forwards <= EVERY_FORWARD:
+        if self.forwards <= EVERY_FORWARD:
             torch.mean(rows, 0, out=self.shift)
         rows = rows - self.shift
         ones = rows.new_ones(len(rows))
@@ -69,7 +69,7 @@ class ChunkTelemetry(nn.Module):
 
     def _some(self, x: Tensor) -> Tensor:
         stride = max(1, min(ROW_STRIDE, len(x) // ENOUGH_ROWS))
-        return x.detach()[self._forwards // EVERY_FORWARD % stride :: stride].to(torch.float32)
+        return x.detach()[self.forwards // EVERY_FORWARD % stride :: stride].to(torch.float32)
 
     def chunks(self, owner: Tensor, sizes: Tensor) -> Tensor:
         """(3, seeds) mean, variance and rms of the gradient of each chunk, NaN if not sampled.
