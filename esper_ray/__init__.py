@@ -1,22 +1,25 @@
-"""esper_ray grows a PyTorch model while it trains, on Ray actors."""
+"""esper_ray grows a PyTorch model while it trains, in your own loop or on Ray actors."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what `__getattr__` finds, for those who check types
     from esper_ray.blueprints import Blueprint as Blueprint
     from esper_ray.config import load_config as load_config
     from esper_ray.errors import EsperError as EsperError
     from esper_ray.grafting import GraftingStrategyBase as GraftingStrategyBase
     from esper_ray.lifecycle import ExtendedLifecycle as ExtendedLifecycle
     from esper_ray.runtime import Runtime as Runtime
+    from esper_ray.session import Output as Output
     from esper_ray.session import SeedConfig as SeedConfig
     from esper_ray.session import SeedSession as SeedSession
     from esper_ray.session import attach as attach
     from esper_ray.session import detach as detach
+    from esper_ray.session import export as export
     from esper_ray.session import plan as plan
+    from esper_ray.session import restore as restore
 
 __version__ = "0.1.0"
 
@@ -26,12 +29,15 @@ _LAZY = {
     "GraftingStrategyBase": "esper_ray.grafting",
     "Blueprint": "esper_ray.blueprints",
     "Runtime": "esper_ray.runtime",
-    "load_config": "esper_ray.config",
+    "Output": "esper_ray.session",
     "SeedConfig": "esper_ray.session",
     "SeedSession": "esper_ray.session",
     "attach": "esper_ray.session",
     "detach": "esper_ray.session",
+    "export": "esper_ray.session",
     "plan": "esper_ray.session",
+    "restore": "esper_ray.session",
+    "load_config": "esper_ray.config",
 }
 
 __all__ = [*sorted(_LAZY), "__version__"]

@@ -31,6 +31,12 @@ class NoMatch(ConfigError):
     """A selector entry matches no module of the model."""
 
 
+class NotPerSample(EsperError, TypeError):
+    """What evaluates a model does not return the loss of every sample."""
+
+    exit_code = 2
+
+
 class StorageUnavailable(EsperError):
     """The storage URL names an unknown scheme, or cannot be read or written."""
 

@@ -13,24 +13,25 @@ from torch import Tensor
 
 from esper_ray import data
 from esper_ray.actors.lifecycle_coordinator import CoordinatorSpec
-from esper_ray.blueprints import BlueprintShape, blueprint
-from esper_ray.config import LifecycleConfig, RunConfig
+from esper_ray.blueprints import blueprint
+from esper_ray.config import RunConfig
+from esper_ray.config.settings import (
+    grafting_settings,
+    lifecycle_manager,
+    policy_settings,
+    seed_spec,
+)
 from esper_ray.data import DatasetCard
 from esper_ray.errors import ConfigError
-from esper_ray.grafting import GraftingSettings, SelectorSettings, strategy_id
 from esper_ray.growth.assembly import (
     ModuleInfo,
     inspect_stages,
     load_factories,
     match_targets,
 )
-from esper_ray.growth.objectives import objective
-from esper_ray.growth.slot_adam import SlotAdamSettings
 from esper_ray.growth.spec import DataSpec, LayerSpec, SeedSpec, StageSpec
-from esper_ray.lifecycle import Budgets, GateSettings, LifecycleManager
 from esper_ray.models import StageFactory
-from esper_ray.policy import PolicySettings
-from esper_ray.seeds import ChunkManager, SeedBank
+from esper_ray.seeds.price import price
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def plan_run(config: RunConfig) -> RunPlan:
     sample, _ = dataset.train.take(torch.zeros(2, dtype=torch.int64))
     found = _modules(factories, sample)
     matched = match_targets(found, config.seeds.targets)
-    seeds = _seed_spec(config)
+    seeds = seed_spec(config.seeds)
     layers = tuple(_layer_plan(config, seeds, factories, module) for module in matched)
     source = DataSpec(
         name=config.data.name,
@@ -109,27 +110,6 @@ def _modules(factories: list[StageFactory], sample: Tensor) -> list[ModuleInfo]:
             raise ConfigError("a layer of the model is of size 0", "check model.args") from error
 
 
-def _seed_spec(config: RunConfig) -> SeedSpec:
-    seeds = config.seeds
-    objective(seeds.objective, blueprint(seeds.blueprint))
-    return SeedSpec(
-        blueprint=seeds.blueprint,
-        hidden=seeds.hidden,
-        objective=seeds.objective,
-        k=seeds.gradient_step,
-        optimizer=SlotAdamSettings(lr=seeds.lr, warmup_steps=seeds.warmup_steps),
-        grafting=_grafting_settings(config),
-        drift_unit=seeds.grafting.drift_unit,
-    )
-
-
-def _grafting_settings(config: RunConfig) -> GraftingSettings:
-    values = config.seeds.grafting.model_dump(exclude={"strategy", "drift_unit", "selection"})
-    chosen = config.seeds.grafting.selection.model_dump()
-    chosen |= {"arms": tuple(chosen["arms"]), "strategy": config.seeds.grafting.strategy}
-    return GraftingSettings(**values, selection=SelectorSettings(**chosen))
-
-
 def _layer_spec(config: RunConfig, module: ModuleInfo) -> LayerSpec:
     sizes = config.seeds.chunk_sizes
     return LayerSpec(
@@ -151,28 +131,30 @@ def _layer_plan(
             f"layer {module.layer_id!r} has {width} features, too few for {count} seeds",
             f"set seeds.seeds_per_layer to at most {width}",
         )
-    chunk = ChunkManager(width, count, config.seeds.chunk_sizes).chunk_width
-    with torch.device("meta"):
-        shape = BlueprintShape(chunk, seeds.hidden, module.inputs)
-        bank = SeedBank(blueprint(seeds.blueprint), shape, count)
-        bank.resize(count)
+    cost = price(
+        width,
+        count,
+        config.seeds.chunk_sizes,
+        blueprint(seeds.blueprint),
+        seeds.hidden,
+        module.inputs,
+    )
     return LayerPlan(
         layer_id=module.layer_id,
         stage=factories[module.stage].name,
         kind=module.kind,
         width=width,
         seeds=count,
-        chunk=chunk,
+        chunk=cost.chunk,
         host_parameters=module.parameters,
-        seed_parameters=bank.weights_per_seed * count,
-        bytes=sum(t.nbytes for t in (*bank.parameters(), *bank.buffers())),
+        seed_parameters=cost.parameters,
+        bytes=cost.bytes,
     )
 
 
 def _coordinator_spec(
     config: RunConfig, stages: int, layers: Sequence[LayerPlan]
 ) -> CoordinatorSpec:
-    seeds, lifecycle = config.seeds, config.lifecycle
     identity = config.identity()
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return CoordinatorSpec(
@@ -181,25 +163,9 @@ def _coordinator_spec(
         batch_size=config.data.batch_size,
         every_epochs=config.storage.every_epochs,
         timeout_s=config.cluster.step_timeout_s,
-        policy=PolicySettings(
-            objective=seeds.objective,
-            blueprint_id=blueprint(seeds.blueprint).blueprint_id,
-            strategy_id=strategy_id(seeds.grafting.strategy),
-            ramp_epochs=seeds.grafting.ramp_epochs,
-            germinate_after=lifecycle.germinate_after,
-            max_growing=lifecycle.max_growing,
-            training_timeout=lifecycle.training_timeout,
-            fine_tuning_timeout=lifecycle.fine_tuning_timeout,
-            error_limit=lifecycle.error_limit,
-            strategies_switch=seeds.grafting.selection.mode == "performance",
-        ),
-        manager=LifecycleManager(
-            gates=GateSettings.of(lifecycle.gates),
-            minimum_epochs=lifecycle.minima(),
-            budgets=_budgets(lifecycle),
-            replanting=lifecycle.replanting,
-        ),
-        grafting=_grafting_settings(config),
+        policy=policy_settings(config.seeds, config.lifecycle),
+        manager=lifecycle_manager(config.lifecycle),
+        grafting=grafting_settings(config.seeds),
         factory=config.model.factory,
         manifest={
             "run": config.run,
@@ -209,8 +175,3 @@ def _coordinator_spec(
             "rng": {"kind": "counter", "seed": config.seed},
         },
     )
-
-
-def _budgets(lifecycle: LifecycleConfig) -> Budgets:
-    limits = lifecycle.budgets.model_dump(exclude_none=True)
-    return Budgets(**limits, embargo_epochs=lifecycle.embargo_epochs)

@@ -82,7 +82,7 @@ def test_import_walls_stand() -> None:
         ("ray", {"actors"} | COMPOSITION),
         ("fsspec", {"storage"}),
         ("pyarrow", {"storage", "events"}),
-        ("config", {"config"} | COMPOSITION),
+        ("config", {"config", "session"} | COMPOSITION),
         ("data-models", {"data", "models", "actors", "growth", "session"} | COMPOSITION),
     ],
 )

@@ -43,6 +43,18 @@ print(layer.bank.weights_per_seed, layer.seed(1).state.name)
     assert told == f"{2 * 4 + 4 * 5 + 5 + 5 * 4 + 4} GERMINATED\n"
 
 
+def test_seeds_in_a_model_of_your_own_work_as_it_is_written(tmp_path: Path) -> None:
+    told = run("docs/attach.md", "", tmp_path).splitlines()
+    assert told[0].split()[:2] == ["layer", "kind"]
+    assert told[1].split()[:3] == ["(model)", "Block", "12"]
+    assert told[2:5] == [
+        "0: 4 DORMANT",
+        "[<Refusal.NONE: 0>, <Refusal.UNKNOWN_SEED: 1>]",
+        "{'GERMINATED': 1, 'DORMANT': 3}",
+    ]
+    assert told[5:] == ["GERMINATED USER", "True", "torch.Size([8, 4])"]
+
+
 def test_a_part_of_the_event_log_opens_with_pyarrow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

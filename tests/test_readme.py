@@ -19,8 +19,11 @@ def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
     script = "\n".join([*blocks("README.md", "python"), "print(len(two_stages(16)))"])
     told = python("-W", "error", "-c", script, folder=tmp_path)
     lines = told.splitlines()
-    assert lines[0].startswith("64 {")
-    assert lines[1:] == ["0 NONE", "99 UNKNOWN_SEED", "2"]
+    assert lines[0].startswith("layer ")
+    assert lines[1].split()[:4] == ["0", "Linear", "128", "16"]
+    assert lines[2].startswith("0: ")
+    assert lines[3].startswith("64 {")
+    assert lines[4:] == ["0 NONE", "99 UNKNOWN_SEED", "2"]
 
 
 def test_the_model_of_the_readme_runs(tmp_path: Path) -> None:

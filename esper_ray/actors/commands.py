@@ -37,6 +37,11 @@ class Commands:
         self._waiting += [_Asked(self._number, action, layer_id, int(seed)) for seed in seed_ids]
         return self._number
 
+    @property
+    def waiting(self) -> list[tuple[str, str, int]]:
+        """(action, layer id, seed id) of what was asked since the last boundary."""
+        return [(asked.action, asked.layer_id, asked.seed_id) for asked in self._waiting]
+
     def take(self, telemetry: Mapping[str, TelemetryBatch]) -> dict[str, dict[int, Command]]:
         """What is asked of each layer now, by seed; the first request for a seed stands.
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
-from esper_ray.actors.commands import Commands
+from esper_ray.actors.decider import Decider, Measured, Measuring
 from esper_ray.actors.deliveries import Deliveries
 from esper_ray.actors.journal import Journal
 from esper_ray.actors.observation import Observation, moves_of
 from esper_ray.actors.pipeline import Pipeline
-from esper_ray.actors.progress import Progress, count_seeds, occupied
+from esper_ray.actors.progress import Progress, count_seeds
 from esper_ray.actors.protocol import Reception, Stamped
 from esper_ray.errors import RunFailed
 from esper_ray.events import log as event_log
@@ -23,22 +23,13 @@ from esper_ray.events.messages import (
     Evaluation,
     EvaluationRequest,
     StageReport,
-    TelemetryBatch,
     TransitionBatch,
     TransitionReceipt,
 )
-from esper_ray.grafting import GraftingSettings, StrategySelector
-from esper_ray.growth import judging
+from esper_ray.grafting import GraftingSettings
 from esper_ray.growth.assembly import load_module
 from esper_ray.lifecycle import Decisions, ExtendedLifecycle, LifecycleManager, by_people
-from esper_ray.policy import (
-    LayerReport,
-    Measurement,
-    PolicySettings,
-    decide,
-    judged_rows,
-    transition_batch,
-)
+from esper_ray.policy import PolicySettings
 from esper_ray.storage import EpochRecord, Root, RunLog, codec
 
 _S = ExtendedLifecycle
@@ -69,13 +60,16 @@ class LifecycleCoordinator:
     def __init__(self, spec: CoordinatorSpec, root: Root) -> None:
         load_module(spec.factory)
         self._spec, self._root = spec, root
-        self._selector = StrategySelector(spec.grafting)
+        self._decider = Decider(spec.policy, spec.manager, spec.grafting)
         self._reports: dict[int, StageReport] = {}
         self._arrived = asyncio.Event()
-        self._progress, self._journal = Progress(), Journal(0)
-        self._commands, self._deliveries = Commands(), Deliveries(0)
+        self._journal, self._deliveries = Journal(0), Deliveries(0)
         self._losses: list[tuple[int, float]] = []
         self._seq = 0
+
+    @property
+    def _progress(self) -> Progress:
+        return self._decider.progress
 
     async def setup(
         self, pipeline: Pipeline, progress: Mapping[str, object] | None, epoch: EpochRecord
@@ -84,7 +78,7 @@ class LifecycleCoordinator:
         self._pipeline, self._seq = pipeline, epoch.next_seq
         self._log = RunLog(self._root, epoch)
         if progress is not None:
-            self._progress = Progress.from_json(progress)
+            self._decider.progress = Progress.from_json(progress)
         self._journal = Journal(self._progress.sequence)
         self._deliveries = Deliveries(epoch.run_epoch)
 
@@ -100,7 +94,7 @@ class LifecycleCoordinator:
 
         The answers are in that boundary's EpochReport. ConfigError for an unknown action.
         """
-        return self._commands.add(action, layer_id, seed_ids)
+        return self._decider.commands.add(action, layer_id, seed_ids)
 
     async def end_epoch(self, epoch: int) -> EpochReport:
         """Judge, decide, have it applied and, where due, commit; all before the next step."""
@@ -108,7 +102,7 @@ class LifecycleCoordinator:
         losses, step = reports[-1].losses, reports[-1].step
         self._losses += [(step - len(losses) + i, loss) for i, loss in enumerate(losses)]
         now, gate_loss = await self._look(reports)
-        decisions = self._decide(now)
+        decisions = self._decider.decide(now)
         applied = await self._apply(now, decisions)
         self._progress.seeds = count_seeds(now.telemetry, applied)
         commit = await self._commit_if_due(now, decisions, applied)
@@ -123,12 +117,14 @@ class LifecycleCoordinator:
             transitions=self._progress.transitions,
             states_visited=tuple(self._progress.states_visited),
             commit=commit,
-            answers=self._commands.answered(),
+            answers=self._decider.commands.answered(),
         )
 
     async def evaluate(self, split: str) -> Evaluation:
         """The model as it is on one split."""
-        return await self._pipeline.evaluate(EvaluationRequest(self._next(), split, 1, {}))
+        return await self._pipeline.evaluate(
+            EvaluationRequest(self._decider.next_number(), split, 1, {})
+        )
 
     # ---- steps of an epoch boundary ------------------------------------------------------------
 
@@ -151,61 +147,19 @@ class LifecycleCoordinator:
         telemetry = {t.layer_id: t for r in reports for t in r.telemetry}
         for batch in telemetry.values():
             self._journal.epoch(batch, reports[-1].step)
-        measured, baseline = await self._measure(telemetry)
-        loss, accuracy = float(baseline.loss[0]), float(baseline.accuracy[0])
-        self._progress.observe(loss, accuracy)
-        steady = judging.stability(self._progress.gate_losses)
-        layers = {
-            layer_id: LayerReport(
-                batch,
-                steady,
-                {seed: found for (owner, seed), found in measured.items() if owner == layer_id},
-            )
-            for layer_id, batch in telemetry.items()
-        }
-        return Observation(reports[-1].epoch, reports[-1].step, layers, accuracy), loss
+        measured, baseline = await self._evaluated(self._decider.measure(telemetry))
+        gate = float(baseline.loss[0]), float(baseline.accuracy[0])
+        now = self._decider.observe(reports[-1].epoch, reports[-1].step, telemetry, measured, gate)
+        return now, gate[0]
 
-    async def _measure(
-        self, telemetry: Mapping[str, TelemetryBatch]
-    ) -> tuple[dict[judging.Seed, Measurement], Evaluation]:
-        minimum = self._spec.manager.minimum_epochs
-        due = [
-            (layer_id, int(seed_id))
-            for layer_id, batch in telemetry.items()
-            for seed_id in judged_rows(batch, minimum, self._spec.policy)
-        ]
-        found, baseline = await self._flip(telemetry, due)
-        if not math.isfinite(baseline.loss[0]):
-            more, _ = await self._flip(telemetry, judging.in_the_output(telemetry))
-            found |= more
-            if not any(measured.guilty for measured in found.values()):
-                raise RunFailed(
-                    "the gate loss is not a finite number, and no single seed is to blame",
-                    "lower train.lr or seeds.lr, or resume an earlier checkpoint by URL@step=N",
-                )
-        return found, baseline
-
-    async def _flip(
-        self, telemetry: Mapping[str, TelemetryBatch], seeds: Sequence[judging.Seed]
-    ) -> tuple[dict[judging.Seed, Measurement], Evaluation]:
-        """What each seed gains; and the model as it is."""
-        found: dict[judging.Seed, Measurement] = {}
-        for group, request in judging.counterfactual_requests(telemetry, seeds, self._next()):
-            result = await self._pipeline.evaluate(request)
-            found.update(judging.measurements(telemetry, group, result))
-            self._progress.number = request.number
-        return found, result
-
-    def _decide(self, now: Observation) -> dict[str, Decisions]:
-        """Judge every layer's requests, then what fits the budgets."""
-        policy, manager = self._spec.policy, self._spec.manager
-        commands = self._commands.take(now.telemetry)
-        judged = [
-            decide(report, policy, manager, commands[layer_id])
-            for layer_id, report in now.layers.items()
-        ]
-        counts = {layer_id: occupied(seen) for layer_id, seen in now.telemetry.items()}
-        return {d.requests.layer_id: d for d in manager.admit(judged, counts)}
+    async def _evaluated(self, asking: Measuring) -> tuple[Measured, Evaluation]:
+        """What `asking` returns, once the layers have evaluated all that it asks for."""
+        request = next(asking)
+        while True:
+            try:
+                request = asking.send(await self._pipeline.evaluate(request))
+            except StopIteration as done:
+                return cast(tuple[Measured, Evaluation], done.value)
 
     async def _apply(
         self, now: Observation, decisions: Mapping[str, Decisions]
@@ -214,11 +168,10 @@ class LifecycleCoordinator:
         metrics = now.metrics(self._progress)
         for measured in metrics:
             self._journal.metrics(measured, now.epoch, now.step)
-        accepted = {name: d.take(np.flatnonzero(d.accepted)) for name, d in decisions.items()}
-        batches = {n: self._batch(now, d) for n, d in accepted.items() if len(d.requests)}
+        accepted = self._decider.settle(decisions)
+        batches = {n: self._batch(now, d) for n, d in accepted.items()}
         done: list[TransitionBatch] = []
-        for name, decided in decisions.items():
-            self._commands.settle(name, decided.requests.seed_ids, decided.reason)
+        for decided in decisions.values():
             self._journal.refusals(
                 decided.take(by_people(decided.requests.cause)), now.epoch, now.step
             )
@@ -242,24 +195,13 @@ class LifecycleCoordinator:
         accepted: Decisions,
     ) -> TransitionBatch:
         """Journal what a receipt says, and count it; the rows that were applied."""
-        name, applied = receipt.layer_id, batch.take(receipt.applied)
-        self._commands.settle(name, batch.seed_ids, receipt.reason)
+        applied = self._decider.book(now, batch, receipt.applied, receipt.reason)
         self._journal.moves(applied, accepted.take(np.flatnonzero(receipt.applied)), receipt.step)
-        self._progress.count(applied, now.telemetry[name], now.layers[name].measured)
         return applied
 
     def _batch(self, now: Observation, accepted: Decisions) -> Stamped[TransitionBatch]:
-        asked = accepted.requests
-        born = asked.target == _S.GERMINATED
-        strategy = np.full(len(asked), -1, dtype=np.int32)
-        strategy[born] = self._selector.assign(
-            asked.layer_id, asked.seed_ids[born], self._progress.outcomes
-        )
-        stamp = self._deliveries.stamp(asked.layer_id)
-        batch = transition_batch(
-            accepted, self._spec.policy, stamp.number, now.epoch, self._seq, strategy
-        )
-        return Stamped(stamp, batch)
+        stamp = self._deliveries.stamp(accepted.requests.layer_id)
+        return Stamped(stamp, self._decider.batch(now, accepted, stamp.number, self._seq))
 
     async def _commit_if_due(
         self,
@@ -294,7 +236,3 @@ class LifecycleCoordinator:
         self._log.commit(self._seq, body, segments, told)
         self._losses, self._seq = [], self._seq + 1
         return self._seq - 1
-
-    def _next(self) -> int:
-        self._progress.number += 1
-        return self._progress.number

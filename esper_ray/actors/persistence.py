@@ -22,7 +22,7 @@ def save_stage(stage: Stage, log: RunLog) -> list[SegmentRef]:
     host = codec.encode_tensors(snapshot.host_tensors(stage))
     refs = [log.put_segment(host_name(stage), host, "safetensors")]
     for trainer in stage.trainers.values():
-        refs += _save_layer(trainer.layer, log)
+        refs += save_layer(trainer.layer, log)
     return refs
 
 
@@ -36,7 +36,8 @@ def layer_name(layer_id: str, part: str) -> str:
     return f"layer/{layer_id}/{part}"
 
 
-def _save_layer(layer: LayerSeeds, log: RunLog) -> list[SegmentRef]:
+def save_layer(layer: LayerSeeds, log: RunLog) -> list[SegmentRef]:
+    """Store state and weights of one layer's seeds; commits nothing."""
     name, rows = layer.layer_id, layer.state.num_seeds
     table = codec.encode_table(snapshot.state_columns(layer.state))
     refs = [log.put_segment(layer_name(name, "state"), table, "arrow", rows)]
@@ -54,20 +55,21 @@ def _save_layer(layer: LayerSeeds, log: RunLog) -> list[SegmentRef]:
 
 def restore_stage(stage: Stage, log: RunLog, segments: Segments, step: int) -> None:
     """Take over what `save_stage` stored; CorruptError where it does not fit this stage."""
-    host = codec.decode_tensors(log.read_segment(_named(segments, host_name(stage))))
+    host = codec.decode_tensors(log.read_segment(named(segments, host_name(stage))))
     snapshot.load_host(stage, host)
     for trainer in stage.trainers.values():
-        _restore_layer(trainer.layer, log, segments)
+        restore_layer(trainer.layer, log, segments)
     snapshot.resume_trainers(stage, step)
 
 
-def _restore_layer(layer: LayerSeeds, log: RunLog, segments: Segments) -> None:
+def restore_layer(layer: LayerSeeds, log: RunLog, segments: Segments) -> None:
+    """Take over what `save_layer` stored; CorruptError where it does not fit this layer."""
     columns = read_state(log, segments, layer.layer_id)
     grafting = _read_grafting(log, segments, layer.layer_id)
     snapshot.load_state_columns(layer.state, columns, grafting)
     parts = []
     for part in ("weights", "rollback"):
-        ref = _named(segments, layer_name(layer.layer_id, part))
+        ref = named(segments, layer_name(layer.layer_id, part))
         expected = snapshot.row_shapes(layer.bank, ref.rows)
         parts.append(codec.decode_tensors(log.read_segment(ref), expected))
     snapshot.load_rows(layer, *parts)
@@ -75,7 +77,7 @@ def _restore_layer(layer: LayerSeeds, log: RunLog, segments: Segments) -> None:
 
 def read_state(log: RunLog, segments: Segments, layer_id: str) -> dict[str, NDArray[Any]]:
     """A stored layer's state table as columns, without building the layer."""
-    ref = _named(segments, layer_name(layer_id, "state"))
+    ref = named(segments, layer_name(layer_id, "state"))
     return codec.decode_table(log.read_segment(ref), snapshot.STATE_SCHEMA, ref.rows)
 
 
@@ -88,7 +90,7 @@ def read_checked_state(log: RunLog, segments: Segments, layer_id: str) -> dict[s
 
 
 def _read_grafting(log: RunLog, segments: Segments, layer_id: str) -> dict[str, NDArray[Any]]:
-    ref = _named(segments, layer_name(layer_id, "grafting"))
+    ref = named(segments, layer_name(layer_id, "grafting"))
     return codec.decode_table(log.read_segment(ref), snapshot.GRAFTING_SCHEMA, ref.rows)
 
 
@@ -100,14 +102,15 @@ def read_losses(log: RunLog) -> dict[int, float]:
     """Task loss by step over the current history of a run; rewound steps are not in it."""
     losses: dict[int, float] = {}
     for seq in reversed(log.lineage()):
-        named = {ref.name: ref for ref in manifest.segments(log.read_commit(seq))}
-        ref = _named(named, "metrics")
+        stored = {ref.name: ref for ref in manifest.segments(log.read_commit(seq))}
+        ref = named(stored, "metrics")
         table = codec.decode_table(log.read_segment(ref), LOSS_SCHEMA, ref.rows)
         losses.update(zip(table["step"].tolist(), table["loss"].tolist(), strict=True))
     return losses
 
 
-def _named(segments: Segments, name: str) -> SegmentRef:
+def named(segments: Segments, name: str) -> SegmentRef:
+    """The segment of that name; CorruptError if the checkpoint has none."""
     if name not in segments:
         raise CorruptError(f"the checkpoint holds no segment {name!r}")
     return segments[name]

@@ -30,7 +30,7 @@ def _all(u: Tensor, weight: Tensor) -> Tensor:
     """u (samples, n) by weight (rows, n, m): every row reads the same u, so it is one product."""
     rows, inputs, outputs = weight.shape
     side_by_side = weight.transpose(0, 1).reshape(inputs, rows * outputs)
-    return (u @ side_by_side).view(len(u), rows, outputs)
+    return (u @ side_by_side).view(u.shape[0], rows, outputs)
 
 
 class _TwoLayer(Blueprint):
@@ -85,6 +85,7 @@ class LowRankBlueprint(Blueprint):
     name = "low_rank"
     residual = True
     fused = Form("w_in", None, "identity", biases=False)
+    linear = True
 
     def weights(self, shape: BlueprintShape) -> Mapping[str, WeightSpec]:
         """Ordinary first factor, zero second factor."""
@@ -106,6 +107,7 @@ class AffineBlueprint(Blueprint):
     blueprint_id = 3
     name = "affine"
     residual = True
+    linear = True
 
     def weights(self, shape: BlueprintShape) -> Mapping[str, WeightSpec]:
         """Zeros: the gradient reaches both, since neither hides the other."""

@@ -54,6 +54,8 @@ class Blueprint(ABC):
     reads: ClassVar[Literal["chunk", "input", "both"]] = "chunk"
     fused: ClassVar[Form | None] = None
     """What the fused kernels compute in place of `forward`; None where none of them can."""
+    linear: ClassVar[bool] = False
+    """Whether delta is a linear map of the chunk plus a constant, which a Linear can take over."""
 
     @abstractmethod
     def weights(self, shape: BlueprintShape) -> Mapping[str, WeightSpec]:

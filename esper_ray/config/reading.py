@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from esper_ray.config.schema import RunConfig, cut, nearest
 from esper_ray.errors import ConfigError
@@ -77,7 +77,7 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(dict(values))
     except ValidationError as error:
-        raise _explain(error) from error
+        raise explained(error, RunConfig, "docs/configuration.md") from error
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -109,23 +109,23 @@ def _storable(value: object) -> bool:
     return value is None or (isinstance(value, str) and value.isprintable())
 
 
-def _explain(error: ValidationError) -> ConfigError:
+def explained(error: ValidationError, section: type[BaseModel], page: str) -> ConfigError:
+    """One sentence about the first value of `section` that is wrong; `page` lists its keys."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     name = cut(".".join(path))
     if first["type"] == "extra_forbidden":
-        near = nearest(path[-1], _fields_at(path[:-1]))
-        return ConfigError(f"unknown key {name!r}{near}", "see docs/configuration.md for every key")
+        near = nearest(path[-1], _fields_at(section, path[:-1]))
+        return ConfigError(f"unknown key {name!r}{near}", f"see {page} for every key")
     if first["type"] == "missing":
-        return ConfigError(f"the key {name!r} is missing", "every run file needs it")
+        return ConfigError(f"the key {name!r} is missing", f"see {page}")
     reason = first["msg"].removeprefix("Value error, ")
     if not name:
         return ConfigError(reason, "change one of them")
     return ConfigError(f"{name}: {reason}", f"got {cut(repr(first['input']))}")
 
 
-def _fields_at(path: list[str]) -> list[str]:
-    section: Any = RunConfig
+def _fields_at(section: Any, path: list[str]) -> list[str]:
     for part in path:
         section = section.model_fields[part].annotation
     return list(section.model_fields)

@@ -124,18 +124,26 @@ def match_targets(modules: Sequence[ModuleInfo], targets: Sequence[str]) -> list
     for pattern in targets:
         hits = [m for m in modules if fnmatchcase(m.layer_id, pattern)]
         if not hits:
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
-            raise NoMatch(
-                f"seeds.targets entry {pattern!r} matches no module", f"nearest: {', '.join(near)}"
-            )
+            raise no_match("seeds.targets", pattern, names)
         chosen.update((m.layer_id, m) for m in hits)
-    for name in chosen:
-        parent = next((other for other in chosen if name.startswith(f"{other}.")), None)
+    refuse_nested(list(chosen))
+    return [m for m in modules if m.layer_id in chosen]
+
+
+def no_match(key: str, pattern: str, names: Sequence[str]) -> NoMatch:
+    """The error of a pattern that matches none of `names`."""
+    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+    return NoMatch(f"{key} entry {pattern!r} matches no module", f"nearest: {', '.join(near)}")
+
+
+def refuse_nested(names: Sequence[str]) -> None:
+    """ConfigError where one of the modules that are to carry seeds lies inside another."""
+    for name in names:
+        parent = next((other for other in names if name.startswith(f"{other}.")), None)
         if parent:
             raise ConfigError(
                 f"seeds.targets match {parent!r} and {name!r} inside it", "target one of the two"
             )
-    return [m for m in modules if m.layer_id in chosen]
 
 
 def build_stage(spec: StageSpec) -> tuple[nn.Module, list[LayerSeeds]]:

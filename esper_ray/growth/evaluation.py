@@ -6,11 +6,12 @@ Percentile bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap (19
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -46,7 +47,7 @@ class StageEvaluator:
         if received is None:
             received = x.repeat(request.settings, *(1,) * (x.ndim - 1))
         self._module.eval()
-        with _alphas(self._layers, request, len(targets)):
+        with under_alphas(self._layers, request.alphas, len(targets)):
             y: Tensor = self._module(received)
         self._module.train()
         if not self._spec.last:
@@ -70,13 +71,18 @@ class StageEvaluator:
 
 
 @contextmanager
-def _alphas(layers: list[LayerSeeds], request: EvaluationRequest, samples: int) -> Iterator[None]:
-    """Have the layers blend by the request's alphas instead of their own."""
+def under_alphas(
+    layers: Iterable[LayerSeeds], alphas: Mapping[str, NDArray[np.float32]], samples: int = 1
+) -> Iterator[None]:
+    """Have the layers blend by `alphas` (settings, seeds) instead of their own, by layer id.
+
+    Each setting holds for `samples` samples in a row; a single one, for all.
+    """
     with ExitStack() as stack:
         for layer in layers:
-            if layer.layer_id in request.alphas:
-                alphas = torch.from_numpy(request.alphas[layer.layer_id])
-                stack.enter_context(layer.under(alphas.repeat_interleave(samples, 0)))
+            if layer.layer_id in alphas:
+                given = torch.from_numpy(alphas[layer.layer_id]).to(layer.state.alpha.device)
+                stack.enter_context(layer.under(given.repeat_interleave(samples, 0)))
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from esper_ray.errors import CorruptError
 from esper_ray.events.messages import GraftingSignals, TelemetryBatch
 from esper_ray.growth.objectives import chunk_mean, local_loss, objective
 from esper_ray.growth.slot_adam import gradient_norms, step_rows
@@ -112,6 +114,44 @@ class SeedTrainer:
         )
         self.reset_epoch()
         return batch
+
+    # ---- between two epochs ------------------------------------------------------------------
+
+    def epoch_tensors(self) -> dict[str, Tensor]:
+        """What was measured since the epoch began, on the CPU; see `resume_epoch`."""
+        layer = self.layer
+        found = {f"before/{name}": value for name, value in self._before.items()}
+        found |= {f"learned/{name}": value for name, value in self._learned.items()}
+        found |= {f"telemetry/{name}": b for name, b in layer.telemetry.named_buffers()}
+        found |= {
+            "norms": self._norms,
+            "faults": layer.faults,
+            "errors_before": torch.from_numpy(self._errors_before),
+            "forwards": torch.tensor(layer.telemetry.forwards),
+        }
+        return {name: value.detach().cpu() for name, value in found.items()}
+
+    def resume_epoch(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on within an epoch; CorruptError where `tensors` are not those of this layer."""
+        layer, device = self.layer, self.layer.faults.device
+        self.reset_epoch()
+        wanted = {n: v.shape for n, v in self.epoch_tensors().items()}
+        given = {n: v.shape for n, v in tensors.items() if not n.startswith("learned/")}
+        if wanted != given:
+            raise CorruptError(f"what layer {layer.layer_id!r} had measured cannot be read")
+        here = {name: value.to(device) for name, value in tensors.items()}
+        self._before = {name: here[f"before/{name}"] for name in self._before}
+        self._learned = {
+            name.removeprefix("learned/"): value
+            for name, value in here.items()
+            if name.startswith("learned/")
+        }
+        self._norms = here["norms"]
+        self._errors_before = tensors["errors_before"].numpy()
+        layer.faults.copy_(here["faults"])
+        for name, buffer in layer.telemetry.named_buffers():
+            buffer.copy_(here[f"telemetry/{name}"])
+        layer.telemetry.forwards = int(tensors["forwards"])
 
     def _measured(self) -> dict[str, NDArray[np.float32]]:
         """Telemetry of the epoch, (seeds,) each, NaN where a seed was not measured."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from esper_ray.errors import CorruptError
 from esper_ray.grafting import COLUMNS as GRAFTING_COLUMNS
@@ -151,24 +151,30 @@ def load_rows(layer: LayerSeeds, grown: Tensors, copies: Tensors) -> None:
 
 def host_tensors(stage: Stage) -> Tensors:
     """Host parameters, host buffers and Adam's state, by name."""
-    tensors = {f"parameter/{n}": p.detach() for n, p in stage.host_parameters.items()}
-    tensors.update((f"buffer/{n}", b) for n, b in host_buffers(stage).items())
+    tensors = module_tensors(stage.module, _layers(stage))
     for name, parameter in stage.host_parameters.items():
         for key, value in stage.optimizer.state.get(parameter, {}).items():
             tensors[f"adam/{name}/{key}"] = value
     return {name: value.detach().cpu() for name, value in tensors.items()}
 
 
-def host_buffers(stage: Stage) -> Tensors:
-    """Buffers of the host, without those of seeds."""
-    own = {id(b) for t in stage.trainers.values() for b in t.layer.buffers()}
-    return {n: b for n, b in stage.module.named_buffers() if id(b) not in own}
+def module_tensors(module: nn.Module, layers: Iterable[LayerSeeds]) -> Tensors:
+    """Parameters and buffers of a host by name, as they live, without those of its seeds."""
+    grown = {id(t) for layer in layers for t in (*layer.parameters(), *layer.buffers())}
+    found: Tensors = {
+        f"parameter/{n}": p for n, p in module.named_parameters() if id(p) not in grown
+    }
+    found |= {f"buffer/{n}": b for n, b in module.named_buffers() if id(b) not in grown}
+    return {name: value.detach() for name, value in found.items()}
+
+
+def _layers(stage: Stage) -> list[LayerSeeds]:
+    return [trainer.layer for trainer in stage.trainers.values()]
 
 
 def load_host(stage: Stage, tensors: Tensors) -> None:
     """Take over host tensors; CorruptError where a name, dtype or shape differs."""
-    present: Tensors = {f"parameter/{n}": p.data for n, p in stage.host_parameters.items()}
-    present.update((f"buffer/{n}", b) for n, b in host_buffers(stage).items())
+    present = module_tensors(stage.module, _layers(stage))
     moments = {name for name in tensors if name.startswith("adam/")}
     if set(tensors) - moments != set(present):
         raise CorruptError(

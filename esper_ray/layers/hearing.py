@@ -89,5 +89,6 @@ class _Ear:
 
 
 def _square(x: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float32)
-    return norm.square()
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=wide)
+    return norm.square().to(torch.float32)

@@ -119,6 +119,14 @@ def attach_seeds(module: nn.Module, seeds: LayerSeeds, output: Output = Output()
     return seeds
 
 
+def output_of_seeds(module: nn.Module) -> Output:
+    """What of a module's output its seeds are blended into; ConfigError if it carries none."""
+    for hook in module._forward_hooks.values():
+        if isinstance(hook, SeedHook):
+            return hook.output
+    raise ConfigError(f"a {type(module).__name__} carries no seeds", "attach some first")
+
+
 def detach_seeds(module: nn.Module) -> None:
     """Take the seeds and their hook away; the host is as trained."""
     for key, hook in list(module._forward_hooks.items()):

@@ -14,6 +14,7 @@ from esper_ray.events.messages import GraftingSignals, TransitionBatch
 from esper_ray.grafting import GraftingSettings
 from esper_ray.lifecycle import (
     STEPPED_STATES,
+    Decisions,
     ExtendedLifecycle,
     LifecycleManager,
     Refusal,
@@ -113,14 +114,18 @@ class SeedHolder(nn.Module):
         For a layer outside a run: in a run ask the Runtime, which logs it. Actions are those of
         `lifecycle.ACTIONS`, ConfigError for another. Gates that need a measurement stay shut here.
         """
+        decided = self.judge(action, seed_ids)
+        reason, rows = decided.reason.copy(), np.flatnonzero(decided.accepted)
+        batch = transition_batch(decided, PolicySettings(), number=0, epoch=self.epoch)
+        _, reason[rows] = self.apply_transitions(batch.take(rows))
+        return [Refusal(code) for code in reason.tolist()]
+
+    def judge(self, action: str, seed_ids: Sequence[int]) -> Decisions:
+        """What `request` would answer now; changes nothing."""
         ids = np.asarray(seed_ids, dtype=np.int64)
         known = (ids >= 0) & (ids < self.state.num_seeds)
         decided = self.manager.judge(self._requests(action, np.where(known, ids, 0)))
-        reason = np.where(known, decided.reason, Refusal.UNKNOWN_SEED)
-        batch = transition_batch(decided, PolicySettings(), number=0, epoch=self.epoch)
-        rows = np.flatnonzero(reason == Refusal.NONE)
-        _, reason[rows] = self.apply_transitions(batch.take(rows))
-        return [Refusal(code) for code in reason.tolist()]
+        return decided.refuse(np.flatnonzero(~known), Refusal.UNKNOWN_SEED)
 
     def _requests(self, action: str, ids: NDArray[np.int64]) -> Requests:
         view, (target, cause) = self.state.rows(ids), move_of(action)

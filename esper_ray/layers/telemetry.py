@@ -39,7 +39,7 @@ class ChunkTelemetry(ExactBuffers):
             "counted": torch.zeros(2),
         }.items():
             self.register_buffer(name, value, persistent=False)
-        self._forwards = 0
+        self.forwards = 0
         self.fused = False
 
     fused: bool
@@ -47,20 +47,20 @@ class ChunkTelemetry(ExactBuffers):
 
     def restart(self) -> None:
         """Forget what was sampled."""
-        self._forwards = 0
+        self.forwards = 0
         self.totals.zero_()
         self.counted.zero_()
 
     def due(self) -> bool:
         """Count one forward; whether it is to be sampled."""
-        self._forwards += 1
-        return self._forwards % EVERY_FORWARD == 1
+        self.forwards += 1
+        return self.forwards % EVERY_FORWARD == 1
 
     @torch.no_grad()
     def sample(self, y: Tensor) -> None:
         """Add some rows of y (samples, width)."""
         first, stride = self._cut(y)
-        if self._forwards <= EVERY_FORWARD:
+        if self.forwards <= EVERY_FORWARD:
             torch.mean(y[first::stride], 0, dtype=torch.float32, out=self.shift)
         self.counted[0] += self._add(y, first, stride, self.totals[0], self.totals[1])
 
@@ -72,7 +72,7 @@ class ChunkTelemetry(ExactBuffers):
     def _cut(self, x: Tensor) -> tuple[int, int]:
         """First row and stride of what is sampled of x."""
         stride = max(1, min(ROW_STRIDE, len(x) // ENOUGH_ROWS))
-        return self._forwards // EVERY_FORWARD % stride, stride
+        return self.forwards // EVERY_FORWARD % stride, stride
 
     def _add(self, x: Tensor, first: int, stride: int, total: Tensor | None, square: Tensor) -> int:
         if self.fused and x.is_contiguous():

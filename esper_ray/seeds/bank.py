@@ -174,7 +174,7 @@ class SeedBank(nn.Module):
         slots = self._held(rows)
         for value in self.tensors().values():
             value[slots] = 0
-        self.parked[slots] = False
+        self._drop_copies(slots)
         if not self._everyone:
             self.slot_of_seed[rows] = -1
             self.seed_of_slot[slots] = -1
@@ -182,7 +182,12 @@ class SeedBank(nn.Module):
     @torch.no_grad()
     def drop_copies(self, rows: Tensor) -> None:
         """Drop the copies of seeds `rows`, which have nothing to go back to any more."""
-        self.parked[self._held(rows)] = False
+        self._drop_copies(self._held(rows))
+
+    def _drop_copies(self, slots: Tensor) -> None:
+        for value in self.copies().values():
+            value[slots] = 0
+        self.parked[slots] = False
 
     @torch.no_grad()
     def clear(self) -> None:

@@ -97,7 +97,7 @@ class ChunkManager(nn.Module):
     def take(self, x: Tensor, rows: ChunkRows) -> Tensor:
         """Chunks (samples, rows, chunk_width) of x (samples, width), padded with zeros."""
         self._check_width(x)
-        shape = (len(x), len(rows), self.chunk_width)
+        shape = (x.shape[0], len(rows), self.chunk_width)
         if rows.whole:
             return x.reshape(shape)
         taken = x.index_select(-1, rows.columns).view(shape)

@@ -1,81 +1,86 @@
-"""What a user says of the seeds of a model."""
+"""What a session is told: which modules carry seeds, and how these grow."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from typing import Annotated, Any, TypeAlias
 
+from pydantic import Field, ValidationError, field_validator
 from torch import nn
 
+from esper_ray.blueprints import blueprint
+from esper_ray.config import LifecycleConfig
+from esper_ray.config.reading import explained
+from esper_ray.config.schema import NotNegative, SeedsConfig, Size
 from esper_ray.errors import ConfigError
-from esper_ray.grafting import GraftingSettings, strategy_id
-from esper_ray.growth.slot_adam import SlotAdamSettings
-from esper_ray.growth.spec import SeedSpec
+from esper_ray.growth.objectives import objective
 from esper_ray.layers import Output
-from esper_ray.lifecycle import LifecycleManager
-from esper_ray.policy import PolicySettings
 
-Target = str | type[nn.Module] | Callable[[str, nn.Module], bool]
-"""A pattern for a module's name, a class, or a question about (name, module)."""
+Selector: TypeAlias = str | type[nn.Module] | Callable[[str, nn.Module], bool]
+"""A pattern of module names, a class, or a function of name and module."""
+
+AUTO = "auto"
+_OF_MODELS = {"targets", "exclude", "output", "width"}
 
 
-@dataclass(frozen=True, slots=True)
-class SeedConfig:
-    """Which modules carry seeds, how many, and how they grow.
+class SeedConfig(SeedsConfig):
+    """How seeds grow in a model that you train yourself; keys not named here as in a run file.
 
-    Every target must match. `epoch_steps` steps make a lifecycle epoch. Blueprint "auto" is
-    `input_mlp` where seeds can read the host's input, else `bottleneck`. `output` says which part
-    of the modules' output is meant, and which dimension holds features; by default what their
-    class tells, else the last.
+    ConfigError, a ValueError, where a value cannot be used.
     """
 
-    targets: Sequence[Target]
-    exclude: Sequence[Target] = ()
-    seeds_per_layer: int = 16
-    epoch_steps: int = 100
-    blueprint: str = "auto"
-    hidden: int = 32
-    objective: str = "gradient_target"
-    k: float = 0.3
-    seed_lr: float = 2e-3
-    warmup_steps: int = 10
-    strategy: str = "drift_controlled"
-    grafting: GraftingSettings = field(default_factory=GraftingSettings)
-    policy: PolicySettings = field(default_factory=PolicySettings)
-    manager: LifecycleManager = field(default_factory=LifecycleManager)
+    targets: Annotated[list[Any], Field(min_length=1)]
+    """Which modules carry seeds: patterns of module names, classes, or functions of name and
+    module. Each must match. The name of the model itself is ""."""
+    exclude: list[Any] = Field(default_factory=list)
+    """Which of the matched modules carry none; written and checked like `targets`."""
+    blueprint: str = AUTO
+    """What a seed grows. `auto`: `input_mlp` where a Linear or an MLP shows its input, otherwise
+    `bottleneck`; `autoencoder` for the objective `reconstruction`."""
     output: Output | None = None
-    seed: int = 0
+    """Which tensor of the modules' output carries seeds, and which of its dimensions is divided;
+    by default the output itself and the dimension that the module's class says, or the last."""
+    width: Size | None = None
+    """Features of that dimension, for modules whose class does not say."""
+    lifecycle: LifecycleConfig = Field(default_factory=LifecycleConfig)
+    """When seeds are planted and judged, in lifecycle epochs."""
+    seed: NotNegative = 0
+    """The weights of newborn seeds follow from it."""
 
-    def __post_init__(self) -> None:
-        for name in ("seeds_per_layer", "epoch_steps", "hidden"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} must be at least 1, got {getattr(self, name)}", f"raise {name}"
-                )
-        if isinstance(self.targets, str) or not self.targets:
-            raise ConfigError(
-                f"targets must be a list of one entry or more, got {self.targets!r}",
-                'name modules, such as targets=["encoder.*.mlp"]',
-            )
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise explained(error, SeedConfig, "docs/attach.md") from error
 
-    def spec(self, blueprint: str) -> SeedSpec:
-        """How the seeds of one layer grow."""
-        return SeedSpec(
-            blueprint=blueprint,
-            hidden=self.hidden,
-            objective=self.objective,
-            k=self.k,
-            optimizer=SlotAdamSettings(lr=self.seed_lr, warmup_steps=self.warmup_steps),
-            grafting=self.grafting,
-        )
+    @field_validator("targets", "exclude")
+    @classmethod
+    def _selectors(cls, value: list[Any]) -> list[Any]:
+        for entry in value:
+            if not isinstance(entry, str) and not callable(entry):
+                raise ValueError(f"{entry!r} is no pattern, class or function of name and module")
+        return value
 
-    def rules(self, blueprint_id: int) -> PolicySettings:
-        """What the policy goes by for a layer whose seeds grow that blueprint."""
-        return replace(
-            self.policy,
-            objective=self.objective,
-            blueprint_id=blueprint_id,
-            strategy_id=strategy_id(self.strategy),
-            ramp_epochs=self.grafting.ramp_epochs,
-            strategies_switch=self.grafting.selection.mode == "performance",
-        )
+    def kind_for(self, *, feeds: bool) -> str:
+        """Name of the blueprint of a layer; `feeds` where it should read the layer's input."""
+        if self.blueprint != AUTO:
+            return self.blueprint
+        if self.objective == "reconstruction":
+            return "autoencoder"
+        return "input_mlp" if feeds else "bottleneck"
+
+    def growing(self, name: str) -> SeedConfig:
+        """The same with a blueprint of that name, which must fit the objective."""
+        objective(self.objective, blueprint(name))
+        return self.model_copy(update={"blueprint": name})
+
+    def to_plain(self) -> dict[str, Any]:
+        """JSON values of everything that does not speak of one model's modules."""
+        return self.model_dump(mode="json", exclude=_OF_MODELS)
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any], targets: list[str]) -> SeedConfig:
+        """The inverse of `to_plain` for modules of these names."""
+        if _OF_MODELS & values.keys():
+            raise ConfigError(f"stored settings name {sorted(_OF_MODELS & values.keys())}")
+        return cls(targets=targets, **values)

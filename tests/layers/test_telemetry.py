@@ -36,7 +36,7 @@ def test_mean_and_variance_are_those_of_the_rows_that_were_seen(
     for _ in range(2 * EVERY_FORWARD):
         if made.due():
             stride = max(1, min(ROW_STRIDE, samples // 32))
-            seen.append(y[made._forwards // EVERY_FORWARD % stride :: stride])
+            seen.append(y[made.forwards // EVERY_FORWARD % stride :: stride])
             made.sample(y)
             made.sample_gradient(y)
     rows = torch.cat(seen).double()
