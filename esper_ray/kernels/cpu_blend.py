@@ -124,7 +124,7 @@ def _put(y: Tensor, chunks: Tensor, seeds: Seeds) -> None:
     flat = chunks.flatten(0, 1)
     if len(seeds.padding):
         flat = flat.index_select(0, seeds.kept)
-    y.scatter_(1, seeds.own.expand(len(y), -1), flat.t().to(y.dtype))
+    y.scatter_(1, seeds.own.expand(len(y), -1), flat.t())
 
 
 def _contained(f: Tensor, seeds: Seeds) -> Tensor:

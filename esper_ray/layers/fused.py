@@ -37,8 +37,9 @@ class FusedBlend:
     def fits(self, h: Tensor) -> bool:
         """Whether the kernel takes an output of this kind."""
         if self._kernel == "cpu":
-            same = all(w.dtype == h.dtype for w in self._weights())
-            return same and h.dtype in (torch.float32, torch.float64) and h.is_contiguous()
+            dtype = h.dtype
+            exact = dtype in (torch.float32, torch.float64) and h.is_contiguous()
+            return exact and all(w.dtype == dtype for w in self._weights())
         return h.dtype in TRITON_DTYPES and h.is_contiguous()
 
     def blend(self, h: Tensor, u: Tensor | None, rows: ChunkRows, in_place: bool) -> Tensor:

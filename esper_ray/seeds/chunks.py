@@ -18,8 +18,9 @@ class ChunkRows:
     """Where the chunks of some seeds lie among the features.
 
     `columns` (rows * chunk_width,) says what to read, past its end a short chunk reads its last
-    feature again. `kept` are the entries of `columns` that are a chunk's own, `padding` the others, and
-    `own` says which features are kept: only they may be written. `whole` means every feature in order.
+    feature again. `kept` are the entries of `columns` that are a chunk's own, `padding` the others,
+    and `own` says which features are kept: only they may be written. `whole` means every feature
+    in order.
     """
 
     ids: Tensor
