@@ -117,4 +117,4 @@ def _parts(*given: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """All of them cut alike into FEATURES_AT_ONCE features."""
     if given[0].shape[-1] <= FEATURES_AT_ONCE:  # cutting costs a narrow layer as much as adding
         return [given]
-    return zip(*(x.split(FEATURES_AT_ONCE, -1) for x in given), strict=True)
+    return zip(*(torch.split(x, FEATURES_AT_ONCE, -1) for x in given), strict=True)
