@@ -114,18 +114,17 @@ def _product(start: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
 def _take(y: Tensor, seeds: Seeds) -> Tensor:
     """(rows, chunk, samples) chunks of y (samples, width), padded with zeros."""
     x = y.index_select(1, seeds.columns).t().contiguous()
-    if len(seeds.kept) < len(seeds.columns):
-        padded = torch.zeros_like(x)
-        x = padded.index_copy_(0, seeds.kept, x.index_select(0, seeds.kept))
+    if len(seeds.padding):
+        x.index_fill_(0, seeds.padding, 0.0)
     return x.view(len(seeds.ids), seeds.layout.chunk, len(y))
 
 
 def _put(y: Tensor, chunks: Tensor, seeds: Seeds) -> None:
     """Write chunks (rows, chunk, samples) to where they lie in y (samples, width)."""
     flat = chunks.flatten(0, 1)
-    if len(seeds.kept) < len(seeds.columns):
+    if len(seeds.padding):
         flat = flat.index_select(0, seeds.kept)
-    y.scatter_(1, seeds.own.expand(len(y), -1), flat.t().to(y.dtype))
+    y.scatter_(1, seeds.own.expand(len(y), -1), flat.t())
 
 
 def _contained(f: Tensor, seeds: Seeds) -> Tensor:

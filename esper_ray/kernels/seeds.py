@@ -17,8 +17,8 @@ class Seeds:
 
     `ids` (rows,) int64 are blended, those of alpha 0 are passed over; the others are (seeds,):
     `alpha` float32, `starts` and `sizes` int64, `slots` int32, `faults` float32, which is set to 1
-    for a seed whose output is not finite. `columns`, `kept` and `own` are those of ChunkRows.
-    `listed_slots` int64 and `listed_alpha` are those of `ids`, (rows,) both.
+    for a seed whose output is not finite. `columns`, `kept`, `padding` and `own` are those of
+    ChunkRows. `listed_slots` int64 and `listed_alpha` are those of `ids`, (rows,) both.
     `dense` says that `ids` are all seeds, in order, of chunks of one size.
     """
 
@@ -32,6 +32,7 @@ class Seeds:
     faults: Tensor
     columns: Tensor
     kept: Tensor
+    padding: Tensor
     own: Tensor
     listed_slots: Tensor
     listed_alpha: Tensor

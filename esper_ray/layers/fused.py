@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esper_ray.errors import ConfigError
 from esper_ray.kernels import cpu_blend
@@ -37,14 +37,14 @@ class FusedBlend:
     def fits(self, h: Tensor) -> bool:
         """Whether the kernel takes an output of this kind."""
         if self._kernel == "cpu":
-            same = all(w.dtype == h.dtype for w in self._layer.bank.weights.values())
-            return same and h.dtype in (torch.float32, torch.float64) and h.is_contiguous()
+            dtype = h.dtype
+            exact = dtype in (torch.float32, torch.float64) and h.is_contiguous()
+            return exact and all(w.dtype == dtype for w in self._weights())
         return h.dtype in TRITON_DTYPES and h.is_contiguous()
 
     def blend(self, h: Tensor, u: Tensor | None, rows: ChunkRows, in_place: bool) -> Tensor:
         """h (..., width) with the seeds of `rows` blended in; u (samples, inputs) or None."""
-        weights = self._layer.bank.weights
-        own = [weights[name] for name in self._form.packed]
+        own = self._weights()
         if self._kernel == "cpu":
             for seeds in self._seeds(rows):
                 h = cpu_blend.blend(h, self._read(seeds, u, h.dtype), own, seeds, in_place)
@@ -55,6 +55,11 @@ class FusedBlend:
         packed = torch.cat([weight.flatten(1) for weight in own], 1).float()
         [seeds] = self._seeds(rows)
         return blend.blend(h, self._read(seeds, u, h.dtype), packed, seeds, in_place)
+
+    def _weights(self) -> list[nn.Parameter]:
+        """What `Form.packed` names, as it is now."""
+        weights = self._layer.bank.weights._parameters  # weights[name] costs ten times as much
+        return [cast(nn.Parameter, weights[name]) for name in self._form.packed]
 
     def _read(self, seeds: Seeds, u: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """(samples, rows * hidden): what every seed makes of the same u, as one matrix product."""
@@ -87,6 +92,7 @@ class FusedBlend:
             layer.faults,
             rows.columns,
             rows.kept,
+            rows.padding,
             rows.own,
             layer.bank.slots(rows.ids),
             layer.state.alpha.index_select(0, rows.ids),

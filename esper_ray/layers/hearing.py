@@ -43,8 +43,8 @@ class Hearing:
     ) -> None:
         """Have the gradient of h (..., width), once it is known, heard and sampled."""
         ear: _Ear | None = None
-        flat = h.detach().reshape(-1, chunks.width)
         if len(rows):
+            flat = h.detach().reshape(-1, chunks.width)
             read = flat[:, :0] if u is None else u.detach()
             ear = _Ear(chunks.take(flat, rows), read, _square(flat), chunks, rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import torch
@@ -62,12 +63,13 @@ class ChunkTelemetry(ExactBuffers):
         first, stride = self._cut(y)
         if self.forwards <= EVERY_FORWARD:
             torch.mean(y[first::stride], 0, dtype=torch.float32, out=self.shift)
-        self.counted[0] += self._add(y, first, stride, self.totals[0], self.totals[1])
+        total, square, _ = self.totals
+        self.counted[0].add_(self._add(y, first, stride, total, square))
 
     @torch.no_grad()
     def sample_gradient(self, g: Tensor) -> None:
         """Add some rows of the gradient g (samples, width)."""
-        self.counted[1] += self._add(g, *self._cut(g), None, self.totals[2])
+        self.counted[1].add_(self._add(g, *self._cut(g), None, self.totals[2]))
 
     def _cut(self, x: Tensor) -> tuple[int, int]:
         """First row and stride of what is sampled of x."""
@@ -80,14 +82,15 @@ class ChunkTelemetry(ExactBuffers):
 
             return add_moments(x, first, stride, self.shift, total, square)
         rows = x[first::stride]
-        for at in range(0, x.shape[1], FEATURES_AT_ONCE):
-            part = slice(at, at + FEATURES_AT_ONCE)
-            seen = rows[:, part].to(torch.float32)
-            ones = seen.new_ones(len(seen))
-            if total is not None:
-                seen = seen - self.shift[part]
-                total[part] += ones @ seen
-            square[part] += ones @ seen.square()
+        ones = square.new_ones(len(rows))
+        if total is None:
+            for seen, squares in _parts(rows, square):
+                squares.addmv_(seen.to(torch.float32).square().t(), ones)
+            return len(rows)
+        for seen, shift, sums, squares in _parts(rows, self.shift, total, square):
+            seen = seen.to(torch.float32) - shift
+            sums.addmv_(seen.t(), ones)
+            squares.addmv_(seen.square_().t(), ones)
         return len(rows)
 
     def chunks(self, owner: Tensor, sizes: Tensor) -> Tensor:
@@ -108,3 +111,10 @@ class ChunkTelemetry(ExactBuffers):
         between = (column_mean - mean.index_select(0, owner)).square()
         variance = per_seed(within.clamp(min=0) + between)
         return torch.stack([mean, variance, per_seed(gradient / backward).sqrt()]).float()
+
+
+def _parts(*given: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """All of them cut alike into FEATURES_AT_ONCE features."""
+    if given[0].shape[-1] <= FEATURES_AT_ONCE:  # cutting costs a narrow layer as much as adding
+        return [given]
+    return zip(*(torch.split(x, FEATURES_AT_ONCE, -1) for x in given), strict=True)

@@ -18,13 +18,15 @@ class ChunkRows:
     """Where the chunks of some seeds lie among the features.
 
     `columns` (rows * chunk_width,) says what to read, past its end a short chunk reads its last
-    feature again. `kept` are the entries of `columns` that are a chunk's own, and `own` says which
-    features those are: only they may be written. `whole` means every feature in order.
+    feature again. `kept` are the entries of `columns` that are a chunk's own, `padding` the others,
+    and `own` says which features are kept: only they may be written. `whole` means every feature
+    in order.
     """
 
     ids: Tensor
     columns: Tensor
     kept: Tensor
+    padding: Tensor
     own: Tensor
     whole: bool
 
@@ -90,9 +92,10 @@ class ChunkManager(nn.Module):
     def rows(self, ids: Tensor) -> ChunkRows:
         """Where the chunks of seeds `ids` (rows,) lie; not for use inside a step."""
         columns = self._columns.view(self.num_seeds, -1).index_select(0, ids).flatten()
-        kept = self.valid.index_select(0, ids).flatten().nonzero().flatten()
+        valid = self.valid.index_select(0, ids).flatten()
+        kept, padding = valid.nonzero().flatten(), (~valid).nonzero().flatten()
         whole = self.even and len(ids) == self.num_seeds and bool((ids.diff() == 1).all())
-        return ChunkRows(ids, columns, kept, columns.index_select(0, kept), whole)
+        return ChunkRows(ids, columns, kept, padding, columns.index_select(0, kept), whole)
 
     def take(self, x: Tensor, rows: ChunkRows) -> Tensor:
         """Chunks (samples, rows, chunk_width) of x (samples, width), padded with zeros."""

@@ -97,6 +97,7 @@ class Case:
             here(torch.zeros(self.chunks.num_seeds)),
             here(rows.columns),
             here(rows.kept),
+            here(rows.padding),
             here(rows.own),
             here(torch.arange(len(self.ids))),
             here(alpha[self.ids]),

@@ -59,3 +59,17 @@ def test_chunks_of_any_sizes_are_blended(kernel: str, name: str, sizes: list[int
         assert error(found[key], value) < LIMITS[torch.float32], key
     first, end = chunks.bounds(1)
     assert torch.equal(found["out"][:, first:end].double(), right["out"][:, first:end])
+
+
+@pytest.mark.parametrize("sizes", [[2, 1, 2, 1], [3, 1, 2, 3]])
+def test_what_follows_a_short_chunk_does_not_reach_it(sizes: list[int]) -> None:
+    chunks = ChunkManager(sum(sizes), 4, sizes)
+    ids = torch.tensor([0, 1, 3])
+    rows = chunks.rows(ids)
+    assert len(rows.kept) + len(rows.padding) == len(rows.columns) == 3 * chunks.chunk_width
+    for name in ("bottleneck", "low_rank"):
+        case = Case(name, 1, chunks, 5, 4, ids, torch.float32, DEVICE, kernel="cpu")
+        for in_place in (False, True):
+            found, right = case.run(in_place)
+            for key, value in right.items():
+                assert error(found[key], value) < LIMITS[torch.float32], key

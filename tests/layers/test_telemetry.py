@@ -7,7 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper_ray.layers.telemetry import EVERY_FORWARD, ROW_STRIDE, ChunkTelemetry
+from esper_ray.layers.telemetry import (
+    EVERY_FORWARD,
+    FEATURES_AT_ONCE,
+    ROW_STRIDE,
+    ChunkTelemetry,
+)
 from esper_ray.seeds import ChunkManager
 
 
@@ -53,3 +58,17 @@ def test_mean_and_variance_are_those_of_the_rows_that_were_seen(
 def test_what_was_not_sampled_is_not_a_number() -> None:
     chunks = ChunkManager(6, 2)
     assert ChunkTelemetry(6).chunks(chunks.owner, chunks.sizes).isnan().all()
+
+
+def test_a_layer_wider_than_is_added_up_at_once_is_seen_in_full() -> None:
+    width = FEATURES_AT_ONCE + 3
+    chunks, made = ChunkManager(width, 2), ChunkTelemetry(width)
+    y = torch.randn(8, width, generator=torch.Generator().manual_seed(0))
+    assert made.due()
+    made.sample(y)
+    made.sample_gradient(y)
+    mean, variance, gradient = made.chunks(chunks.owner, chunks.sizes)
+    for seed, part in enumerate(chunks.split(y)):
+        assert float(mean[seed]) == pytest.approx(float(part.mean()), abs=1e-5)
+        assert float(variance[seed]) == pytest.approx(float(part.var(correction=0)), rel=1e-3)
+        assert float(gradient[seed]) == pytest.approx(float(part.square().mean().sqrt()), rel=1e-4)
