@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from esper_ray.kernels import choose
+from esper_ray.layers import compiled
 from esper_ray.layers.fused import FusedBlend
 from esper_ray.layers.hearing import Hearing
 from esper_ray.layers.seed_holder import SeedHolder
@@ -58,9 +59,15 @@ class LayerSeeds(SeedHolder):
         self.telemetry = ChunkTelemetry(width)
         self.hearing = Hearing()
         self._trial: Tensor | None = None
+        self._reads_input = self.bank.kind.reads_input()
         self._rows: dict[str, ChunkRows] = {}
         self._version = -1
+        self._place = compiled.Place(self)
         self._choose_kernel()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._place = compiled.Place(self)  # a copy is called by a graph of its own
 
     def forward(self, x: Tensor) -> Tensor:
         """x itself, so that a host which runs its children one after the other is not changed."""
@@ -82,6 +89,8 @@ class LayerSeeds(SeedHolder):
                 f"layer {self.layer_id!r} put out {h.shape[-1]} features, but its seeds divide "
                 f"{self.chunks.width}"
             )
+        if torch.compiler.is_compiling():
+            return compiled.blend(self._place, h, u if self._reads_input else None, alpha)
         alpha = self._trial if alpha is None else alpha
         if torch.is_grad_enabled() and self.training:
             h = self._listen(h, u)
