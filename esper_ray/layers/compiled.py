@@ -2,7 +2,9 @@
 
 What the seeds of a layer do changes from step to step; a compiled graph does not. So the graph
 calls this operation, which runs `LayerSeeds.blend` as it stands and keeps its autograd graph until
-the backward. That one adds the gradients of seeds to their `.grad` and hands on the others.
+the backward. That one adds the gradients of seeds to their `.grad` and hands on the others, so that
+a bank may grow. Once differentiable; whoever moves or copies a ticket, as saved-tensor hooks can,
+gets a RuntimeError.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 _numbers: Final = itertools.count(1)
 _layers: Final[WeakValueDictionary[int, LayerSeeds]] = WeakValueDictionary()
+# A CUDA graph would repeat what the seeds did when it was captured. Old versions have no such tag.
+_untaped: Final[dict[str, Any]] = (
+    {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+)
 _tickets: Final[WeakValueDictionary[int, _Ticket]] = WeakValueDictionary()
 
 
@@ -43,6 +49,7 @@ class _Ticket(np.ndarray):
     y: Tensor
     h: Tensor
     u: Tensor | None
+    awake: bool
 
 
 def blend(place: Place, h: Tensor, u: Tensor | None, alpha: Tensor | None) -> Tensor:
@@ -55,7 +62,7 @@ def blend(place: Place, h: Tensor, u: Tensor | None, alpha: Tensor | None) -> Te
 
 
 @torch.library.custom_op(
-    "esper_ray::count", mutates_args={"called"}, schema="(Tensor(a!) called) -> ()"
+    "esper_ray::count", mutates_args={"called"}, schema="(Tensor(a!) called) -> ()", **_untaped
 )
 def _count(called: Tensor) -> None:
     called[1] += 1
@@ -66,6 +73,7 @@ def _count(called: Tensor) -> None:
     mutates_args=(),
     schema="(Tensor h, Tensor? u, Tensor? alpha, Tensor mark, Tensor called, bool grads, "
     "bool u_grads) -> (Tensor, Tensor)",
+    **_untaped,
 )
 def _blend(
     h: Tensor,
@@ -77,14 +85,21 @@ def _blend(
     u_grads: bool,
 ) -> tuple[Tensor, Tensor]:
     layer = _layers[int(called[0])]
-    ticket = np.array([next(_numbers)]).view(_Ticket)
-    ticket.h = h.detach().requires_grad_(grads)
-    ticket.u = None if u is None else u.detach().requires_grad_(u_grads)
-    with _autograd(), torch.set_grad_enabled(grads):
-        ticket.y = layer.blend(ticket.h, ticket.u, alpha)
-    y = _own(ticket.y.detach(), h)
     if not grads:
-        return y, torch.zeros(1, dtype=torch.int64, device="cpu")
+        with torch.no_grad():
+            y = layer.blend(h, u, alpha)
+        return _own(y, h), torch.zeros(1, dtype=torch.int64, device="cpu")
+    ticket = np.array([next(_numbers)]).view(_Ticket)
+    ticket.awake = alpha is not None or layer.awake
+    # Copies: what is kept here must not be memory that the graph will use for something else.
+    ticket.h = h.clone().detach().requires_grad_()
+    ticket.u = u.clone().detach().requires_grad_(u_grads) if u is not None and ticket.awake else u
+    with _autograd(), torch.enable_grad():
+        ticket.y = layer.blend(ticket.h, ticket.u, alpha, in_place=True)
+    y = ticket.y.detach()
+    y = _own(y, ticket.h if ticket.awake and ticket.y is ticket.h else h)
+    if not ticket.awake:
+        ticket.u = None
     _tickets[int(ticket[0])] = ticket
     return y, torch.from_numpy(ticket)
 
@@ -93,6 +108,7 @@ def _blend(
     "esper_ray::blend_backward",
     mutates_args=(),
     schema="(Tensor g, Tensor? u, Tensor mark, Tensor ticket) -> (Tensor, Tensor, Tensor)",
+    **_untaped,
 )
 def _backward(
     g: Tensor, u: Tensor | None, mark: Tensor, ticket: Tensor
@@ -100,9 +116,10 @@ def _backward(
     kept = _tickets.get(int(ticket))
     if kept is None:
         raise RuntimeError("the forward of these seeds is gone: its ticket was copied or moved")
+    given = g.clone() if kept.awake else g
     with _autograd():
         # Kept as long as the ticket: whether it is the last backward cannot be told here.
-        torch.autograd.backward(kept.y, g, retain_graph=True)
+        torch.autograd.backward(kept.y, given, retain_graph=True)
     gh, kept.h.grad = kept.h.grad, None
     gu = None
     if kept.u is not None:
@@ -150,7 +167,8 @@ def _autograd() -> Iterator[None]:
 
 
 def _given(grad: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if grad is None else _own(grad, like)
+    # Negative zero, since adding it leaves every bit of another gradient as it is.
+    return torch.full_like(like, -0.0) if grad is None else _own(grad, like)
 
 
 def _own(x: Tensor, like: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from esper_ray.kernels import choose
 from esper_ray.layers import compiled
 from esper_ray.layers.fused import FusedBlend
 from esper_ray.layers.hearing import Hearing
+from esper_ray.layers.ranges import profiled
 from esper_ray.layers.seed_holder import SeedHolder
 from esper_ray.layers.telemetry import ChunkTelemetry
 from esper_ray.lifecycle import ExtendedLifecycle
@@ -93,10 +94,17 @@ class LayerSeeds(SeedHolder):
             return compiled.blend(self._place, h, u if self._reads_input else None, alpha)
         alpha = self._trial if alpha is None else alpha
         if torch.is_grad_enabled() and self.training:
-            h = self._listen(h, u)
+            with profiled(self.layer_id, "listen"):
+                h = self._listen(h, u)
         rows = self.rows("blended") if alpha is None else self.chunks.rows(_used(alpha))
         if len(rows) == 0:
             return h
+        with profiled(self.layer_id, "blend"):
+            return self._blend(h, u, alpha, rows, in_place)
+
+    def _blend(
+        self, h: Tensor, u: Tensor | None, alpha: Tensor | None, rows: ChunkRows, in_place: bool
+    ) -> Tensor:
         u = self.bank.read(u)
         if self._fused is not None and alpha is None and self._fused.fits(h):
             return self._fused.blend(h, u, rows, in_place)
@@ -177,6 +185,12 @@ class LayerSeeds(SeedHolder):
                 for name, found in ids.items()
             }
         return self._rows[which]
+
+    @property
+    def awake(self) -> bool:
+        """Whether a seed is blended in, tried or in TRAINING."""
+        found = len(self.rows("blended")) + len(self.rows("training"))
+        return self._trial is not None or found > 0
 
     def refresh(self) -> None:
         """Forget what was derived from the state columns."""

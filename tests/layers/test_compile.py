@@ -282,3 +282,40 @@ def test_a_model_in_pieces_gives_the_numbers_of_eager() -> None:
     twin, x = copy.deepcopy(model), numbers(5, 6)
     run = torch.compile(model, fullgraph=False, backend="aot_eager")
     assert alike(trained(run, model, x), trained(twin, twin, x))
+
+
+def test_nothing_kept_lies_in_memory_that_a_graph_may_use_again() -> None:
+    seeds = LayerSeeds(8, 4, inputs=6, blueprint_name="input_mlp", hidden=3)
+    walk(seeds, [0, 1, 2, 3], S.TRAINING)  # all of them: their chunks are the output as it is
+    h, u, g = numbers(5, 8), numbers(5, 6), numbers(5, 8, seed=2)
+    expected = [x.clone() for x in (h, g, u)]
+    place = seeds._place
+    y, ticket = compiled._blend(h, u, None, place.mark, place.called, True, True)
+    for given in (h, u, y):
+        given.zero_()
+    gh, gu, _ = compiled._backward(g, u, place.mark, ticket)
+    for given in (g, gh, gu):
+        given.zero_()
+    heard = seeds.hearing.take()
+    assert heard is not None
+    found = [heard.x.flatten(1), heard.g.flatten(1), heard.u]
+    assert all(same_bits(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_a_compiled_model_gives_the_numbers_of_eager_on_a_gpu(mode: str) -> None:
+    model = linears().cuda()
+    twin, x = copy.deepcopy(model), numbers(32, 6).cuda()
+    run: Compiled = torch.compile(model, fullgraph=True, mode=mode)
+
+    def equal() -> bool:
+        found, expected = trained(run, model, x), trained(twin, twin, x)
+        return found.keys() == expected.keys() and all(
+            torch.allclose(found[name], expected[name], atol=1e-4) for name in expected
+        )
+
+    assert all(equal() for _ in range(3))
+    grow(model, twin)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert all(equal() for _ in range(3))
