@@ -16,6 +16,8 @@ from esper_ray.growth.objectives import chunk_mean, local_loss, objective
 from esper_ray.growth.slot_adam import gradient_norms, step_rows
 from esper_ray.growth.spec import SeedSpec
 from esper_ray.layers import LayerSeeds
+from esper_ray.layers.hearing import Heard
+from esper_ray.layers.ranges import profiled
 from esper_ray.lifecycle import ExtendedLifecycle
 
 _S = ExtendedLifecycle
@@ -68,6 +70,10 @@ class SeedTrainer:
         heard = self.layer.hearing.take()
         if heard is None:
             return
+        with profiled(self.layer.layer_id, "train"):
+            self._learn(heard)
+
+    def _learn(self, heard: Heard) -> None:
         rows, chunks = self._training, self.layer.chunks
         h_rms, g_rms = (
             (square / heard.values).sqrt() for square in (heard.h_square, heard.g_square)
@@ -83,6 +89,10 @@ class SeedTrainer:
 
     def step(self) -> None:
         """Move the rows whose state allows it; count seeds whose numbers are not finite."""
+        with profiled(self.layer.layer_id, "step"):
+            self._step()
+
+    def _step(self) -> None:
         bank = self.layer.bank
         norms = gradient_norms(bank)
         failed = self.layer.take_faults()
@@ -94,6 +104,10 @@ class SeedTrainer:
 
     def end_epoch(self, epoch: int) -> TelemetryBatch:
         """Advance every seed by one lifecycle epoch and report the epoch."""
+        with profiled(self.layer.layer_id, "epoch"):
+            return self._end_epoch(epoch)
+
+    def _end_epoch(self, epoch: int) -> TelemetryBatch:
         layer, signals = self.layer, self._signals()
         layer.advance_epoch(signals, self.spec.grafting, epoch)
         view = layer.state.view()

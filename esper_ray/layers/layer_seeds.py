@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from esper_ray.kernels import choose
+from esper_ray.layers import compiled
 from esper_ray.layers.fused import FusedBlend
 from esper_ray.layers.hearing import Hearing
+from esper_ray.layers.ranges import profiled
 from esper_ray.layers.seed_holder import SeedHolder
 from esper_ray.layers.telemetry import ChunkTelemetry
 from esper_ray.lifecycle import ExtendedLifecycle
@@ -58,9 +60,15 @@ class LayerSeeds(SeedHolder):
         self.telemetry = ChunkTelemetry(width)
         self.hearing = Hearing()
         self._trial: Tensor | None = None
+        self._reads_input = self.bank.kind.reads_input()
         self._rows: dict[str, ChunkRows] = {}
         self._version = -1
+        self._place = compiled.Place(self)
         self._choose_kernel()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._place = compiled.Place(self)  # a copy is called by a graph of its own
 
     def forward(self, x: Tensor) -> Tensor:
         """x itself, so that a host which runs its children one after the other is not changed."""
@@ -82,12 +90,21 @@ class LayerSeeds(SeedHolder):
                 f"layer {self.layer_id!r} put out {h.shape[-1]} features, but its seeds divide "
                 f"{self.chunks.width}"
             )
+        if torch.compiler.is_compiling():
+            return compiled.blend(self._place, h, u if self._reads_input else None, alpha)
         alpha = self._trial if alpha is None else alpha
         if torch.is_grad_enabled() and self.training:
-            h = self._listen(h, u)
+            with profiled(self.layer_id, "listen"):
+                h = self._listen(h, u)
         rows = self.rows("blended") if alpha is None else self.chunks.rows(_used(alpha))
         if len(rows) == 0:
             return h
+        with profiled(self.layer_id, "blend"):
+            return self._blend(h, u, alpha, rows, in_place)
+
+    def _blend(
+        self, h: Tensor, u: Tensor | None, alpha: Tensor | None, rows: ChunkRows, in_place: bool
+    ) -> Tensor:
         u = self.bank.read(u)
         if self._fused is not None and alpha is None and self._fused.fits(h):
             return self._fused.blend(h, u, rows, in_place)
@@ -168,6 +185,12 @@ class LayerSeeds(SeedHolder):
                 for name, found in ids.items()
             }
         return self._rows[which]
+
+    @property
+    def awake(self) -> bool:
+        """Whether a seed is blended in, tried or in TRAINING."""
+        found = len(self.rows("blended")) + len(self.rows("training"))
+        return self._trial is not None or found > 0
 
     def refresh(self) -> None:
         """Forget what was derived from the state columns."""
