@@ -243,7 +243,11 @@ def captured(run: Callable[[], None]) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return graph.replay
+
+    def replay(_: object = run) -> None:  # what the graph reads lives as long as this
+        graph.replay()
+
+    return replay
 
 
 def _memory(
