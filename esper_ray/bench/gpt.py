@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -57,14 +58,18 @@ class GPTCase:
         if self.blueprint:
             for seeds in layers:
                 _graft(seeds)
-        trainers = [SeedTrainer(seeds, SeedSpec(self.blueprint or "bottleneck"), 1) for seeds in layers]
+        trainers = [
+            SeedTrainer(seeds, SeedSpec(self.blueprint or "bottleneck"), 1) for seeds in layers
+        ]
         return Step(model, self.samples, device, trainers)
 
     def bare(self, device: str) -> Step:
         """The host alone, as large as host and grown seeds together."""
         size = self.size
         if self.blueprint:
-            extra = sum(t.layer.bank.weights_per_seed * self.seeds for t in self.seeded("cpu").trainers)
+            extra = sum(
+                t.layer.bank.weights_per_seed * self.seeds for t in self.seeded("cpu").trainers
+            )
             wide = same_parameters_mlp_width(size, extra, multiple=8)
             size = GPTSize(size.layers, size.width, size.heads, size.context, wide)
         return Step(_model(size, device), self.samples, device, [])
@@ -82,7 +87,7 @@ CASES: Final = tuple(
 
 
 class Step:
-    """One call is one training step: forward, backward, clipping, AdamW, and the seeds' own step."""
+    """One call is a training step: forward, backward, clipping, AdamW, and that of the seeds."""
 
     def __init__(
         self, model: ByteGPT, samples: int, device: str, trainers: list[SeedTrainer]
@@ -116,14 +121,20 @@ class Step:
 
 
 def step_ratios(
-    clock: Clock, pairs: int, device: str, wrap: Callable[[Callable[[], None]], Callable[[], object]]
+    device: str,
+    wrap: Callable[[Callable[[], None]], Callable[[], object]],
+    clock: Clock,
+    pairs: int,
 ) -> Iterator[tuple[str, Ratio, float]]:
-    """(name, ratio, target) of each case; `wrap` makes of a round of steps what is timed."""
+    """(name, ratio, target) of each case; what `wrap` makes of a round of steps is timed."""
     for case in CASES:
         bare, ours = (wrap(_round(make(device))) for make in (case.bare, case.seeded))
         target = GRAFTED_TARGET if case.blueprint else DORMANT_TARGET
-        ratio = compare(bare, ours, clock, pairs)
-        yield f"{device}/{case.name}/{case.blueprint or 'dormant'}/step", ratio, target
+        yield (
+            f"{device}/{case.name}/{case.blueprint or 'dormant'}/step",
+            (compare(bare, ours, clock, pairs)),
+            target,
+        )
 
 
 def _round(step: Step) -> Callable[[], None]:
@@ -142,7 +153,7 @@ def _model(size: GPTSize, device: str) -> ByteGPT:
 def _graft(layer: LayerSeeds) -> None:
     count = layer.state.num_seeds
     same = np.zeros(count, dtype=np.int32)
-    for source, target in zip(_TO_GRAFTING[:-1], _TO_GRAFTING[1:], strict=True):
+    for source, target in pairwise(_TO_GRAFTING):
         born = target == _S.GERMINATED
         layer.apply_transitions(
             TransitionBatch(
@@ -151,7 +162,7 @@ def _graft(layer: LayerSeeds) -> None:
                 layer_id=layer.layer_id,
                 seed_ids=np.arange(count, dtype=np.int64),
                 expected_state=same + source,
-                expected_generation=same,
+                expected_generation=np.zeros(count, dtype=np.int16),
                 target=same + target,
                 cause=same + Cause.POLICY,
                 blueprint_id=same + (layer.bank.kind.blueprint_id if born else -1),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack
 
+from esper_ray.bench.gpt import step_ratios
 from esper_ray.bench.layer_case import LayerCase, PlainLoop
 from esper_ray.bench.pairs import Ratio, compare, cpu_seconds, cuda_seconds
 from esper_ray.bench.rows import Row, make_row
@@ -50,7 +51,7 @@ def measure(device: str = "cpu", quick: bool = False) -> list[Row]:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("torch sees no CUDA device here", "leave --device out, or use a GPU host")
     if device == "cuda":
-        return [row for rows in _cuda_rows(pairs) for row in rows]
+        return [row for rows in _cuda_rows(pairs) for row in rows] + list(_step_rows(pairs))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # with more, one small operation can wait long on a busy machine
     try:
@@ -141,6 +142,14 @@ def _cuda_rows(pairs: int) -> Iterator[list[Row]]:
             case = LayerCase(4_096, width, seeds, hidden, 2_048, active, "cuda", _BF16)
             floor = Floor(case, copy_rate, flops)
             yield _cuda_case(case, floor, pairs)
+            torch.cuda.empty_cache()
+
+
+def _step_rows(pairs: int) -> Iterator[Row]:
+    """Whole training steps of a GPT."""
+    for mode, wrap in (("", lambda run: run), (" in a graph", captured)):
+        for name, ratio, target in step_ratios("cuda", wrap, cuda_seconds, pairs):
+            yield _row(name + mode, ratio, target)
             torch.cuda.empty_cache()
 
 

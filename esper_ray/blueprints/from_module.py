@@ -57,8 +57,9 @@ def register_module_blueprint(
 class ModuleBlueprint(Blueprint):
     """What `module` builds, one per seed, with the weights of all seeds stacked.
 
-    The module's forward takes what `reads` names, the chunk x (..., chunk), the host's input
-    u (..., inputs) or both in this order, and returns (..., chunk). `zero` names parameters, or
+    The module's forward takes what `reads` names, the chunk x (samples, chunk), the host's input
+    u (samples, inputs) or both in this order, and returns (samples, chunk). All dimensions of the
+    layer's output but that of features are samples, tokens too. `zero` names parameters, or
     submodules with all of theirs, that are zero at birth. A seed is born with what `module`
     draws from torch's CPU generator, started from the seed's own key. The module is in training
     mode always; one that no seed could grow is a ConfigError where it is first asked for.

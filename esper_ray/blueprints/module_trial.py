@@ -16,7 +16,7 @@ from esper_ray.errors import ConfigError, EsperError
 if TYPE_CHECKING:
     from esper_ray.blueprints.from_module import ModuleBlueprint
 
-_LEADS: Final = ((16,), (4, 4))  # samples; samples and tokens, for modules that mix tokens
+_SAMPLES: Final = 16
 _ROWS: Final = 2
 
 
@@ -43,8 +43,7 @@ def require_shape(kind: ModuleBlueprint, out: object, x: Tensor) -> Tensor:
     got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
     raise ConfigError(
         f"the module of blueprint {kind.name!r} returns {got} for a chunk of {tuple(x.shape)}",
-        "return one tensor of the chunk's shape: the leading dimensions of what it reads, and "
-        "shape.chunk last",
+        "return one tensor of the chunk's shape, (samples, shape.chunk)",
     )
 
 
@@ -130,26 +129,19 @@ def _check_alone(
 ) -> tuple[Tensor, Tensor]:
     """Chunks of some seeds and an input that the module reads without changing its buffers."""
     before = {name: value.clone() for name, value in module.named_buffers()}
-    refusals: list[ConfigError] = []
-    for lead in _LEADS:
-        x, u = _noise(*lead, _ROWS, shape.chunk), _noise(*lead, shape.inputs)
-        read = f"a chunk of {(*lead, shape.chunk)} and an input of {(*lead, shape.inputs)}"
-        try:
-            with _users_code(
-                f"the module of blueprint {kind.name!r}, which reads {kind.reads!r}, fails for "
-                + (read if kind.reads_input() else read.partition(" and ")[0]),
-                "let its forward take what it reads, with any leading dimensions",
-            ):
-                kind.alone(module, x[..., 0, :], u)
-        except ConfigError as error:
-            refusals.append(error)
-            continue
-        for name, value in module.named_buffers():
-            if not _same(value, before[name]):
-                remedy = "leave it out: a BatchNorm needs track_running_stats=False"
-                raise _unfit(kind, name, "changes in forward, but seeds share buffers", remedy)
-        return x, u
-    raise refusals[0]
+    x, u = _noise(_SAMPLES, _ROWS, shape.chunk), _noise(_SAMPLES, shape.inputs)
+    chunk, read = f"a chunk of {(_SAMPLES, shape.chunk)}", f"an input of {(_SAMPLES, shape.inputs)}"
+    with _users_code(
+        f"the module of blueprint {kind.name!r}, which reads {kind.reads!r}, fails for "
+        + (f"{chunk} and {read}" if kind.reads_input() else chunk),
+        "let its forward take what it reads, (samples, features): tokens are samples too",
+    ):
+        kind.alone(module, x[..., 0, :], u)
+    for name, value in module.named_buffers():
+        if not _same(value, before[name]):
+            remedy = "leave it out: a BatchNorm needs track_running_stats=False"
+            raise _unfit(kind, name, "changes in forward, but seeds share buffers", remedy)
+    return x, u
 
 
 def _check_together(kind: ModuleBlueprint, module: nn.Module, x: Tensor, u: Tensor) -> None:

@@ -8,12 +8,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from esper_ray.kernels.form import Layout
+from esper_ray.kernels.form import WIDE_BLOCK, Layout
 from esper_ray.kernels.ownership import holders, unshared
 from esper_ray.kernels.seeds import Seeds
 from esper_ray.kernels.triton_blend import blend_backward_kernel, blend_kernel, moments_kernel
+from esper_ray.kernels.triton_wide import (
+    wide_blend_kernel,
+    wide_chunk_gradient_kernel,
+    wide_weight_gradient_kernel,
+)
 
 _MULTIPROCESSORS = 132
+WIDE_ROWS = 64
+"""Rows that a program of the wide kernels takes at once."""
 
 
 def blend(y: Tensor, z: Tensor | None, weights: Tensor, seeds: Seeds, in_place: bool) -> Tensor:
@@ -37,13 +44,18 @@ class _Blend(torch.autograd.Function):
         save = any(ctx.needs_input_grad[:3]) and seeds.form.chunk is not None
         tiles = -(-len(seeds.ids) // seeds.layout.tile)
         kept = y.new_empty((tiles, len(y), seeds.layout.columns) if save else (1,))
-        rows, block, warps = _cut(len(y), tiles, seeds.layout)
-        blend_kernel[(tiles, -(-len(y) // rows))](
-            out, out if z is None else z, kept, weights, seeds.ids, seeds.alpha, seeds.starts,
-            seeds.sizes, seeds.slots, seeds.faults, len(y), y.shape[1], len(seeds.ids), rows,
-            P=weights.shape[1], BM=block, SAVE=save, num_warps=warps, num_stages=2,
-            **seeds.meta(y),
-        )  # fmt: skip
+        read = out if z is None else z
+        told = (weights, *seeds.tensors, seeds.faults, len(y), y.shape[1], len(seeds.ids))
+        if seeds.layout.wide:
+            wide_blend_kernel[(tiles, -(-len(y) // WIDE_ROWS))](
+                out, read, kept, *told, SAVE=save, **_wide(seeds, y, weights)
+            )
+        else:
+            rows, block, warps = _cut(len(y), tiles, seeds.layout)
+            blend_kernel[(tiles, -(-len(y) // rows))](
+                out, read, kept, *told, rows, P=weights.shape[1], BM=block, SAVE=save,
+                num_warps=warps, num_stages=2, **seeds.meta(y),
+            )  # fmt: skip
         ctx.seeds = seeds
         ctx.save_for_backward(kept, z, weights)
         return out
@@ -58,19 +70,56 @@ class _Blend(torch.autograd.Function):
         gh = g.clone(memory_format=torch.contiguous_format) if writes else g.contiguous()
         g = gh.view(-1, gh.shape[-1])
         dz = None if z is None else torch.empty_like(z)
-        rows_listed, tiles = len(seeds.ids), -(-len(seeds.ids) // seeds.layout.tile)
-        rows, block, warps = _cut(len(g), tiles, seeds.layout)
-        programs = -(-len(g) // rows)
-        partial = weights.new_zeros(programs, rows_listed, weights.shape[1])
-        blend_backward_kernel[(tiles, programs)](
-            gh, gh if dz is None else dz, gh if z is None else z, kept, weights, partial,
-            seeds.ids, seeds.alpha, seeds.starts, seeds.sizes, seeds.slots, len(g), g.shape[1],
-            rows_listed, rows, P=weights.shape[1], BM=block, num_warps=warps, num_stages=2,
-            **seeds.meta(g),
-        )  # fmt: skip
+        own_sums = _wide_gradients if seeds.layout.wide else _gradients
+        partial = own_sums(seeds, g, dz, z, kept, weights)
         dw = torch.zeros_like(weights)
         dw.index_copy_(0, seeds.listed_slots, partial.sum(0))
         return gh, dz, dw, None, None
+
+
+def _gradients(
+    seeds: Seeds, g: Tensor, dz: Tensor | None, z: Tensor | None, kept: Tensor, weights: Tensor
+) -> Tensor:
+    """Write g and dz; (programs, rows, n) sums for the weights."""
+    listed, tiles = len(seeds.ids), -(-len(seeds.ids) // seeds.layout.tile)
+    rows, block, warps = _cut(len(g), tiles, seeds.layout)
+    programs = -(-len(g) // rows)
+    partial = weights.new_zeros(programs, listed, weights.shape[1])
+    blend_backward_kernel[(tiles, programs)](
+        g, g if dz is None else dz, g if z is None else z, kept, weights, partial, *seeds.tensors,
+        len(g), g.shape[1], listed, rows, P=weights.shape[1], BM=block, num_warps=warps,
+        num_stages=2, **seeds.meta(g),
+    )  # fmt: skip
+    return partial
+
+
+def _wide_gradients(
+    seeds: Seeds, g: Tensor, dz: Tensor | None, z: Tensor | None, kept: Tensor, weights: Tensor
+) -> Tensor:
+    """The same by the wide kernels; that of the weights first, since the other changes g."""
+    listed, blocks = len(seeds.ids), -(-seeds.layout.hidden // WIDE_BLOCK)
+    splits = max(1, -(-_MULTIPROCESSORS * 4 // (listed * blocks)))
+    rows = -(-len(g) // splits // WIDE_ROWS) * WIDE_ROWS if len(g) > WIDE_ROWS else WIDE_ROWS
+    programs = -(-len(g) // rows)
+    partial = weights.new_zeros(programs, listed, weights.shape[1])
+    read, sizes = g if z is None else z, (len(g), g.shape[1], listed)
+    meta = _wide(seeds, g, weights)
+    wide_weight_gradient_kernel[(listed, programs, blocks)](
+        g, g if dz is None else dz, read, kept, weights, partial, *seeds.tensors, *sizes, rows,
+        **meta,
+    )  # fmt: skip
+    if seeds.form.chunk is not None:
+        wide_chunk_gradient_kernel[(listed, -(-len(g) // WIDE_ROWS))](
+            g, read, kept, weights, *seeds.tensors, *sizes, **meta
+        )
+    return partial
+
+
+def _wide(seeds: Seeds, y: Tensor, weights: Tensor) -> dict[str, Any]:
+    """What the wide kernels are compiled for."""
+    meta = {k: v for k, v in seeds.meta(y).items() if k not in ("TILE", "HC")}
+    sizes = {"P": weights.shape[1], "HB": WIDE_BLOCK, "BM": WIDE_ROWS}
+    return meta | sizes | {"num_warps": 4, "num_stages": 2}
 
 
 def _cut(samples: int, tiles: int, layout: Layout) -> tuple[int, int, int]:

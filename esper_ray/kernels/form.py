@@ -9,6 +9,9 @@ import torch
 
 TRITON_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 
+WIDE_BLOCK: Final = 64
+"""Hidden units that a program of the wide kernels takes at once."""
+
 Activation = Literal["identity", "relu", "gelu"]
 
 
@@ -56,6 +59,11 @@ class Layout:
         tile = max(1, 16 // width)
         units = max(_power(hidden), 16 // tile)
         return cls(chunk, hidden, align, tile, tile * width, tile * units)
+
+    @property
+    def wide(self) -> bool:
+        """Whether a seed has more hidden units than a program should hold at once."""
+        return self.tile == 1 and self.hidden > WIDE_BLOCK
 
 
 def alignment(sizes: list[int]) -> int:

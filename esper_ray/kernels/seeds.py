@@ -38,6 +38,11 @@ class Seeds:
     listed_alpha: Tensor
     dense: bool
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What every kernel is told of the seeds, in this order."""
+        return self.ids, self.alpha, self.starts, self.sizes, self.slots
+
     def meta(self, y: Tensor) -> dict[str, Any]:
         """What the kernels are compiled for."""
         form, layout = self.form, self.layout

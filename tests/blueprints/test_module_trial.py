@@ -94,6 +94,19 @@ def either(_: BlueprintShape) -> nn.Module:
     return nn.Linear(4, 4, bias=bool(torch.rand(()) < 0.5))
 
 
+class Tokens(nn.Module):
+    """Mixes the tokens of a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        samples, tokens, _ = x.shape
+        out: Tensor = self.map(x.mean(1, keepdim=True).expand(samples, tokens, 4))
+        return out
+
+
 def broken(_: BlueprintShape) -> nn.Module:
     raise KeyError("no such size")
 
@@ -112,9 +125,10 @@ def broken(_: BlueprintShape) -> nn.Module:
         (either, "has other parameters at every birth", "BlueprintShape alone"),
         (lambda _: with_buffer(lambda: torch.rand(2)), "'kept' .* is random", "a parameter"),
         (does(nn.BatchNorm1d(4)), "'after.running_mean' .* changes", "track_running_stats"),
-        (lambda _: nn.Linear(5, 4), r"which reads 'chunk', fails .*\(16, 4\): Runtime", "leading"),
+        (lambda _: nn.Linear(5, 4), r"reads 'chunk', fails .*\(16, 4\): Runtime", "are samples"),
+        (lambda _: Tokens(), r"fails for a chunk of \(16, 4\)", "tokens are samples"),
         (lambda _: Reaches(), "TypeError: .*missing 1 required .*'u'", "what it reads"),
-        (lambda _: nn.Linear(4, 1), r"returns \(16, 1\) for a chunk of \(16, 4\)", "last"),
+        (lambda _: nn.Linear(4, 1), r"returns \(16, 1\) for a chunk of \(16, 4\)", "shape.chunk"),
         (does(lambda y: y.mean(0)), r"returns \(4,\) for a chunk of \(16, 4\)", "one tensor"),
         (does(lambda y: (y, y)), r"returns tuple for a chunk of \(16, 4\)", "one tensor"),
         (does(nn.Dropout(0.5)), "all seeds at once: .*random operation", "dropout"),

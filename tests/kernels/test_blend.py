@@ -61,6 +61,17 @@ def test_chunks_of_any_sizes_are_blended(kernel: str, name: str, sizes: list[int
     assert torch.equal(found["out"][:, first:end].double(), right["out"][:, first:end])
 
 
+@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize(("sizes", "hidden"), [([16, 32, 9], 70), ([16, 16, 16], 128)])
+def test_more_hidden_units_than_a_program_holds(name: str, sizes: list[int], hidden: int) -> None:
+    chunks = ChunkManager(sum(sizes), 3, sizes)
+    for ids in ([0, 2], [0, 1, 2]):
+        case = Case(name, 133, chunks, hidden, 4, torch.tensor(ids), torch.float32, DEVICE)
+        found, right = case.run(in_place=False)
+        for key, value in right.items():
+            assert error(found[key], value) < LIMITS[torch.float32], (key, ids)
+
+
 @pytest.mark.parametrize("sizes", [[2, 1, 2, 1], [3, 1, 2, 3]])
 def test_what_follows_a_short_chunk_does_not_reach_it(sizes: list[int]) -> None:
     chunks = ChunkManager(sum(sizes), 4, sizes)
