@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from esper_ray.layers import LayerSeeds
 from esper_ray.layers.hook import CHILD
 from tests.session.models import MINIMA, X, attached, train
 
-SLOW = {
+SLOW: dict[str, Any] = {
     "grafting": {"ramp_epochs": 500, "strategy": "linear"},
     "lifecycle": {
         "germinate_after": 1,
