@@ -16,7 +16,7 @@ from esper_ray.growth.objectives import chunk_mean, local_loss, objective
 from esper_ray.growth.slot_adam import gradient_norms, step_rows
 from esper_ray.growth.spec import SeedSpec
 from esper_ray.layers import LayerSeeds
-from esper_ray.lifecycle import ExtendedLifecycle
+from esper_ray.lifecycle import STEPPED_STATES, ExtendedLifecycle
 
 _S = ExtendedLifecycle
 _TELEMETRY: Final = (
@@ -35,6 +35,7 @@ class SeedTrainer:
         self.layer, self.spec, self.epoch_steps = layer, spec, epoch_steps
         self._objective = objective(spec.objective, layer.bank.kind)
         self._share = layer.bank.weights_per_seed / max(layer.host_weights, 1)
+        self._working = False
         self.reset_epoch()
 
     def reset_epoch(self) -> None:
@@ -45,13 +46,18 @@ class SeedTrainer:
 
     def refresh(self) -> None:
         """Take over the rows' new states after a change; drift and errors count from now."""
-        layer = self.layer
+        layer, bank = self.layer, self.layer.bank
+        self._errors_before = layer.state.view().error_count
+        if self._working:  # what failed under evaluation is counted, whatever became of it
+            layer.state.count_errors(layer.take_faults())
+        view = layer.state.view()
+        self._working = bool(len(view.rows(*STEPPED_STATES)) or (view.alpha > 0).any())
         self._training = layer.rows_in(_S.TRAINING)
         self._stepped = layer.stepped()
         self._grafting = layer.rows_in(_S.GRAFTING)
-        self._errors_before = layer.state.view().error_count
+        self._weights = list(bank.weights.values())
         self._before = self._grafting_weights()
-        self._norms = torch.full((len(self._grafting),), torch.nan)
+        self._norms = torch.full((bank.num_slots,), torch.nan, device=bank.step_count.device)
 
     def _grafting_weights(self) -> dict[str, Tensor]:
         bank = self.layer.bank
@@ -60,7 +66,7 @@ class SeedTrainer:
 
     def begin_step(self) -> None:
         """Clear gradients."""
-        for weight in self.layer.bank.weights.values():
+        for weight in self._weights:
             weight.grad = None
 
     def train_seeds(self) -> None:
@@ -82,15 +88,19 @@ class SeedTrainer:
         self._learned = {"rows": rows, "local_loss": losses.detach(), "delta_ratio": ratio}
 
     def step(self) -> None:
-        """Move the rows whose state allows it; count seeds whose numbers are not finite."""
+        """Move the rows whose state allows it; count seeds whose numbers are not finite.
+
+        Where no seed is at work, nothing is computed.
+        """
+        if not self._working:
+            return
         bank = self.layer.bank
-        norms = gradient_norms(bank)
+        self._norms = norms = gradient_norms(bank)
         failed = self.layer.take_faults()
         stuck = self._stepped & ~norms.isfinite()
         failed.index_add_(0, bank.seed_of_slot.clamp(min=0), stuck.to(failed.dtype))
         self.layer.state.count_errors(failed > 0)
         step_rows(bank, self._stepped, norms, self.spec.optimizer)
-        self._norms = norms[bank.slots(self._grafting)]
 
     def end_epoch(self, epoch: int) -> TelemetryBatch:
         """Advance every seed by one lifecycle epoch and report the epoch."""
@@ -124,7 +134,7 @@ class SeedTrainer:
         found |= {f"learned/{name}": value for name, value in self._learned.items()}
         found |= {f"telemetry/{name}": b for name, b in layer.telemetry.named_buffers()}
         found |= {
-            "norms": self._norms,
+            "norms": self._grafting_norms(),
             "faults": layer.faults,
             "errors_before": torch.from_numpy(self._errors_before),
             "forwards": torch.tensor(layer.telemetry.forwards),
@@ -146,7 +156,7 @@ class SeedTrainer:
             for name, value in here.items()
             if name.startswith("learned/")
         }
-        self._norms = here["norms"]
+        self._norms[layer.bank.slots(self._grafting)] = here["norms"]
         self._errors_before = tensors["errors_before"].numpy()
         layer.faults.copy_(here["faults"])
         for name, buffer in layer.telemetry.named_buffers():
@@ -171,9 +181,13 @@ class SeedTrainer:
         return GraftingSignals(
             seed_ids=memory.seed_ids.astype(np.int64),
             weight_drift=self._drift().cpu().numpy().astype(np.float64),
-            gradient_norm=self._norms.cpu().numpy().astype(np.float64),
+            gradient_norm=self._grafting_norms().cpu().numpy().astype(np.float64),
             **{name: memory[name].copy() for name in measured},
         )
+
+    def _grafting_norms(self) -> Tensor:
+        """(grafting seeds,) gradient norms of the last step; NaN before the first."""
+        return self._norms[self.layer.bank.slots(self._grafting)]
 
     def _drift(self) -> Tensor:
         """(grafting seeds,) relative change of the weights; NaN for those without any before."""
