@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from esper_ray.growth.slot_adam import gradient_norms, step_rows
 from esper_ray.growth.spec import SeedSpec
 from esper_ray.layers import LayerSeeds
 from esper_ray.lifecycle import STEPPED_STATES, ExtendedLifecycle
+
+if TYPE_CHECKING:
+    from esper_ray.growth.fused_step import FusedStep
 
 _S = ExtendedLifecycle
 _TELEMETRY: Final = (
@@ -36,6 +39,11 @@ class SeedTrainer:
         self._objective = objective(spec.objective, layer.bank.kind)
         self._share = layer.bank.weights_per_seed / max(layer.host_weights, 1)
         self._working = False
+        self._fused: FusedStep | None = None
+        if layer.step_kernel == "triton":
+            from esper_ray.growth.fused_step import FusedStep
+
+            self._fused = FusedStep(layer, spec.optimizer)
         self.reset_epoch()
 
     def reset_epoch(self) -> None:
@@ -51,13 +59,20 @@ class SeedTrainer:
         if self._working:  # what failed under evaluation is counted, whatever became of it
             layer.state.count_errors(layer.take_faults())
         view = layer.state.view()
-        self._working = bool(len(view.rows(*STEPPED_STATES)) or (view.alpha > 0).any())
+        moving = np.isin(view.state, list(STEPPED_STATES))
+        working = np.flatnonzero(moving | (view.alpha > 0))
+        self._working = len(working) > 0
         self._training = layer.rows_in(_S.TRAINING)
         self._stepped = layer.stepped()
         self._grafting = layer.rows_in(_S.GRAFTING)
         self._weights = list(bank.weights.values())
         self._before = self._grafting_weights()
-        self._norms = torch.full((bank.num_slots,), torch.nan, device=bank.step_count.device)
+        slots = bank.slots(torch.from_numpy(working).to(bank.slot_of_seed.device))
+        self._few = slots if 2 * len(slots) < bank.num_slots else None
+        if self._fused is not None and self._working:
+            self._norms = self._fused.tell(slots, self._stepped)
+        else:
+            self._norms = torch.full((bank.num_slots,), torch.nan, device=slots.device)
 
     def _grafting_weights(self) -> dict[str, Tensor]:
         bank = self.layer.bank
@@ -94,13 +109,15 @@ class SeedTrainer:
         """
         if not self._working:
             return
+        if self._fused is not None and self._fused.take():
+            return
         bank = self.layer.bank
-        self._norms = norms = gradient_norms(bank)
+        self._norms = norms = gradient_norms(bank, self._few)
         failed = self.layer.take_faults()
         stuck = self._stepped & ~norms.isfinite()
         failed.index_add_(0, bank.seed_of_slot.clamp(min=0), stuck.to(failed.dtype))
         self.layer.state.count_errors(failed > 0)
-        step_rows(bank, self._stepped, norms, self.spec.optimizer)
+        step_rows(bank, self._stepped, norms, self.spec.optimizer, self._few)
 
     def end_epoch(self, epoch: int) -> TelemetryBatch:
         """Advance every seed by one lifecycle epoch and report the epoch."""

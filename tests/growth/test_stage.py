@@ -117,11 +117,11 @@ def test_blended_seeds_do_change_the_host(spec: StageSpec) -> None:
 # ---- the seeds -------------------------------------------------------------------------------
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Names of the tensor operations that are run."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[str] = []
 
     def __torch_dispatch__(
@@ -135,7 +135,8 @@ def operations(stage: Stage) -> list[str]:
     """What the seeds' part of a step runs, after a step of the whole stage."""
     run_step(stage)
     [trainer] = stage.trainers.values()
-    with Operations() as found:
+    found = Operations()
+    with found:
         trainer.begin_step()
         trainer.train_seeds()
         trainer.step()
