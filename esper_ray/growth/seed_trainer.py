@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -18,7 +18,10 @@ from esper_ray.growth.spec import SeedSpec
 from esper_ray.layers import LayerSeeds
 from esper_ray.layers.hearing import Heard
 from esper_ray.layers.ranges import profiled
-from esper_ray.lifecycle import ExtendedLifecycle
+from esper_ray.lifecycle import STEPPED_STATES, ExtendedLifecycle
+
+if TYPE_CHECKING:
+    from esper_ray.growth.fused_step import FusedStep
 
 _S = ExtendedLifecycle
 _TELEMETRY: Final = (
@@ -37,6 +40,12 @@ class SeedTrainer:
         self.layer, self.spec, self.epoch_steps = layer, spec, epoch_steps
         self._objective = objective(spec.objective, layer.bank.kind)
         self._share = layer.bank.weights_per_seed / max(layer.host_weights, 1)
+        self._working = False
+        self._fused: FusedStep | None = None
+        if layer.step_kernel == "triton":
+            from esper_ray.growth.fused_step import FusedStep
+
+            self._fused = FusedStep(layer, spec.optimizer)
         self.reset_epoch()
 
     def reset_epoch(self) -> None:
@@ -47,13 +56,25 @@ class SeedTrainer:
 
     def refresh(self) -> None:
         """Take over the rows' new states after a change; drift and errors count from now."""
-        layer = self.layer
+        layer, bank = self.layer, self.layer.bank
+        self._errors_before = layer.state.view().error_count
+        if self._working:  # what failed under evaluation is counted, whatever became of it
+            layer.state.count_errors(layer.take_faults())
+        view = layer.state.view()
+        moving = np.isin(view.state, list(STEPPED_STATES))
+        working = np.flatnonzero(moving | (view.alpha > 0))
+        self._working = len(working) > 0
         self._training = layer.rows_in(_S.TRAINING)
         self._stepped = layer.stepped()
         self._grafting = layer.rows_in(_S.GRAFTING)
-        self._errors_before = layer.state.view().error_count
+        self._weights = list(bank.weights.values())
         self._before = self._grafting_weights()
-        self._norms = torch.full((len(self._grafting),), torch.nan)
+        slots = bank.slots(torch.from_numpy(working).to(bank.slot_of_seed.device))
+        self._few = slots if 2 * len(slots) < bank.num_slots else None
+        if self._fused is not None and self._working:
+            self._norms = self._fused.tell(slots, self._stepped)
+        else:
+            self._norms = torch.full((bank.num_slots,), torch.nan, device=slots.device)
 
     def _grafting_weights(self) -> dict[str, Tensor]:
         bank = self.layer.bank
@@ -62,7 +83,7 @@ class SeedTrainer:
 
     def begin_step(self) -> None:
         """Clear gradients."""
-        for weight in self.layer.bank.weights.values():
+        for weight in self._weights:
             weight.grad = None
 
     def train_seeds(self) -> None:
@@ -88,19 +109,24 @@ class SeedTrainer:
         self._learned = {"rows": rows, "local_loss": losses.detach(), "delta_ratio": ratio}
 
     def step(self) -> None:
-        """Move the rows whose state allows it; count seeds whose numbers are not finite."""
-        with profiled(self.layer.layer_id, "step"):
-            self._step()
+        """Move the rows whose state allows it; count seeds whose numbers are not finite.
+
+        Where no seed is at work, nothing is computed.
+        """
+        if self._working:
+            with profiled(self.layer.layer_id, "step"):
+                self._step()
 
     def _step(self) -> None:
+        if self._fused is not None and self._fused.take():
+            return
         bank = self.layer.bank
-        norms = gradient_norms(bank)
+        self._norms = norms = gradient_norms(bank, self._few)
         failed = self.layer.take_faults()
         stuck = self._stepped & ~norms.isfinite()
         failed.index_add_(0, bank.seed_of_slot.clamp(min=0), stuck.to(failed.dtype))
         self.layer.state.count_errors(failed > 0)
-        step_rows(bank, self._stepped, norms, self.spec.optimizer)
-        self._norms = norms[bank.slots(self._grafting)]
+        step_rows(bank, self._stepped, norms, self.spec.optimizer, self._few)
 
     def end_epoch(self, epoch: int) -> TelemetryBatch:
         """Advance every seed by one lifecycle epoch and report the epoch."""
@@ -138,7 +164,7 @@ class SeedTrainer:
         found |= {f"learned/{name}": value for name, value in self._learned.items()}
         found |= {f"telemetry/{name}": b for name, b in layer.telemetry.named_buffers()}
         found |= {
-            "norms": self._norms,
+            "norms": self._grafting_norms(),
             "faults": layer.faults,
             "errors_before": torch.from_numpy(self._errors_before),
             "forwards": torch.tensor(layer.telemetry.forwards),
@@ -160,7 +186,7 @@ class SeedTrainer:
             for name, value in here.items()
             if name.startswith("learned/")
         }
-        self._norms = here["norms"]
+        self._norms[layer.bank.slots(self._grafting)] = here["norms"]
         self._errors_before = tensors["errors_before"].numpy()
         layer.faults.copy_(here["faults"])
         for name, buffer in layer.telemetry.named_buffers():
@@ -185,9 +211,13 @@ class SeedTrainer:
         return GraftingSignals(
             seed_ids=memory.seed_ids.astype(np.int64),
             weight_drift=self._drift().cpu().numpy().astype(np.float64),
-            gradient_norm=self._norms.cpu().numpy().astype(np.float64),
+            gradient_norm=self._grafting_norms().cpu().numpy().astype(np.float64),
             **{name: memory[name].copy() for name in measured},
         )
+
+    def _grafting_norms(self) -> Tensor:
+        """(grafting seeds,) gradient norms of the last step; NaN before the first."""
+        return self._norms[self.layer.bank.slots(self._grafting)]
 
     def _drift(self) -> Tensor:
         """(grafting seeds,) relative change of the weights; NaN for those without any before."""

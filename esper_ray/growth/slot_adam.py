@@ -30,36 +30,62 @@ def _per_row(values: Tensor, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def gradient_norms(bank: SeedBank) -> Tensor:
-    """(slots,) Euclidean norm of each seed's gradient over all of its weights."""
-    squares = [w.grad.flatten(1).pow(2).sum(1) for w in bank.weights.values() if w.grad is not None]
+def gradient_norms(bank: SeedBank, slots: Tensor | None = None) -> Tensor:
+    """(slots,) Euclidean norm of each seed's gradient over all of its weights.
+
+    With `slots` only those are computed, the others are 0.
+    """
+    squares = [
+        _picked(w.grad, slots).flatten(1).pow(2).sum(1)
+        for w in bank.weights.values()
+        if w.grad is not None
+    ]
     if not squares:
         return torch.zeros(bank.num_slots, device=bank.step_count.device)
-    return torch.stack(squares).sum(0).sqrt()
+    norms = torch.stack(squares).sum(0).sqrt()
+    return norms if slots is None else norms.new_zeros(bank.num_slots).index_copy(0, slots, norms)
 
 
 @torch.no_grad()
-def step_rows(bank: SeedBank, mask: Tensor, norms: Tensor, settings: SlotAdamSettings) -> None:
+def step_rows(
+    bank: SeedBank,
+    mask: Tensor,
+    norms: Tensor,
+    settings: SlotAdamSettings,
+    slots: Tensor | None = None,
+) -> None:
     """One Adam step of the rows where `mask` (slots,) is True; other rows keep every bit.
 
     `norms` (slots,) are the gradient norms. A row whose norm is not finite is left out, and so is
-    one without a gradient: stale momentum must not move it.
+    one without a gradient: stale momentum must not move it. `slots`, where given, holds every row
+    of `mask`: nothing else is read.
     """
     moved = mask & norms.isfinite() & (norms > 0)
     bank.step_count += moved.to(bank.step_count.dtype)
-    count = bank.step_count.clamp(min=1).to(torch.float32)
+    count = bank.step_count.clamp(min=1).to(norms.dtype)
     rate = settings.lr * (count / max(settings.warmup_steps, 1)).clamp(max=1.0)
-    scale = (settings.clip_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
+    scale = (settings.clip_norm / norms.clamp(min=1e-12)).clamp(max=1.0).nan_to_num()
     first, second = 1 - settings.beta1**count, 1 - settings.beta2**count
     for name, weight in bank.weights.items():
         if weight.grad is None:
             continue
-        here = _per_row(moved, weight)
-        gradient = weight.grad.nan_to_num() * _per_row(scale.nan_to_num(), weight)
-        mean, square = bank.moments(name)
-        mean.copy_(torch.where(here, torch.lerp(gradient, mean, settings.beta1), mean))
+        here, clip, pace, spread = (
+            _per_row(_picked(v, slots), weight) for v in (moved, scale, rate / first, second)
+        )
+        gradient = _picked(weight.grad, slots).nan_to_num() * clip
+        stored = (*bank.moments(name), weight)
+        mean, square, old = (_picked(value, slots) for value in stored)
+        mean = torch.where(here, torch.lerp(gradient, mean, settings.beta1), mean)
         fresh = settings.beta2 * square + (1 - settings.beta2) * gradient * gradient
-        square.copy_(torch.where(here, fresh, square))
-        denominator = (square / _per_row(second, weight)).sqrt() + settings.eps
-        change = _per_row(rate / first, weight) * mean / denominator
-        weight.copy_(torch.where(here, weight - change, weight))
+        square = torch.where(here, fresh, square)
+        denominator = (square / spread).sqrt() + settings.eps
+        now = torch.where(here, old - pace * mean / denominator, old)
+        for value, new in zip(stored, (mean, square, now), strict=True):
+            if slots is None:
+                value.copy_(new)
+            else:
+                value.index_copy_(0, slots, new)
+
+
+def _picked(values: Tensor, slots: Tensor | None) -> Tensor:
+    return values if slots is None else values.index_select(0, slots)

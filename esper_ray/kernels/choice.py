@@ -27,10 +27,20 @@ def choose(asked: str, form: Form | None, device: torch.device) -> str:
         raise ConfigError(
             "this blueprint has no fused kernel", "leave the kernel at auto, or choose torch"
         )
-    installed = importlib.util.find_spec("triton") is not None
     if asked == "auto":
-        fitting = {"cpu": "cpu", "cuda": "triton" if installed else "torch"}
+        fitting = {"cpu": "cpu", "cuda": "triton" if _triton() else "torch"}
         return fitting.get(device.type, "torch")
-    if asked == "triton" and not installed:
+    if asked == "triton" and not _triton():
         raise ConfigError("triton is not installed", "pip install triton, or choose torch")
     return asked
+
+
+def choose_step(asked: str, device: torch.device) -> str:
+    """`torch` or `triton`: what steps the weights of a layer for which `asked` was asked."""
+    if asked == "auto":
+        return "triton" if device.type == "cuda" and _triton() else "torch"
+    return "triton" if asked == "triton" else "torch"
+
+
+def _triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

@@ -55,9 +55,9 @@ class Layout:
     @classmethod
     def of(cls, chunk: int, hidden: int, align: int) -> Layout:
         """Enough seeds per program to fill the 16 columns that a matrix unit takes at least."""
-        width = _power(chunk)
+        width = power(chunk)
         tile = max(1, 16 // width)
-        units = max(_power(hidden), 16 // tile)
+        units = max(power(hidden), 16 // tile)
         return cls(chunk, hidden, align, tile, tile * width, tile * units)
 
     @property
@@ -74,5 +74,6 @@ def alignment(sizes: list[int]) -> int:
     return found
 
 
-def _power(number: int) -> int:
+def power(number: int) -> int:
+    """The smallest power of two that is not less than `number`."""
     return 1 << max(number - 1, 0).bit_length()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esper_ray.kernels import choose
+from esper_ray.kernels import choose, choose_step
 from esper_ray.layers import compiled
 from esper_ray.layers.fused import FusedBlend
 from esper_ray.layers.hearing import Hearing
@@ -200,6 +200,7 @@ class LayerSeeds(SeedHolder):
     def _choose_kernel(self) -> None:
         form, device = self.bank.kind.fused, self.faults.device
         self.kernel = choose(self._asked_kernel, form, device)
+        self.step_kernel = choose_step(self._asked_kernel, device)
         self._fused = None if self.kernel == "torch" else FusedBlend(self, self.kernel)
         self.telemetry.fused = self.kernel == "triton"
 

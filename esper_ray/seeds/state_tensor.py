@@ -223,8 +223,16 @@ class ExtendedStateTensor(SeedColumns):
                 errors += counts
             else:
                 errors.index_add_(0, seed_ids.clamp(min=0), counts)
-            self.outdate("columns")
-            self._views.clear()
+            self._outdate_errors()
+
+    def errors_counted(self) -> None:
+        """Somebody else has added to the error counts on the device."""
+        with self._latch:
+            self._outdate_errors()
+
+    def _outdate_errors(self) -> None:
+        self.outdate("columns")
+        self._views.clear()
 
     def record(self, batch: MetricsBatch) -> NDArray[np.uint8]:
         """Store measured metrics; a column whose valid bit is clear keeps its old value.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from esper_ray.data import ByteSplit
 from esper_ray.errors import ConfigError
@@ -113,6 +115,57 @@ def test_blended_seeds_do_change_the_host(spec: StageSpec) -> None:
 
 
 # ---- the seeds -------------------------------------------------------------------------------
+
+
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Names of the tensor operations that are run."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def operations(stage: Stage) -> list[str]:
+    """What the seeds' part of a step runs, after a step of the whole stage."""
+    run_step(stage)
+    [trainer] = stage.trainers.values()
+    found = Operations()
+    with found:
+        trainer.begin_step()
+        trainer.train_seeds()
+        trainer.step()
+    return found.seen
+
+
+def test_seeds_that_are_not_at_work_cost_no_operation() -> None:
+    stage = Stage(stage_spec())
+    assert operations(stage) == []
+    walk(stage, [0, 1], S.GERMINATED)
+    assert operations(stage) == []
+    move(stage, [1], S.GERMINATED, S.TRAINING)
+    assert operations(stage) != []
+    move(stage, [1], S.TRAINING, S.CANCELLED)
+    assert operations(stage) == []
+
+
+def test_a_fault_of_an_evaluation_is_counted_though_its_seed_is_no_longer_at_work() -> None:
+    stage = Stage(stage_spec(epoch_steps=1))
+    layer = layer_of(stage)
+    walk(stage, [1], S.TRAINING)
+    run_step(stage)
+    stage.end_epoch(0)
+    layer.faults[1] = 1
+    move(stage, [1], S.TRAINING, S.CANCELLED)
+    run_step(stage)
+    [seen] = stage.end_epoch(1).telemetry
+    assert seen.errors.tolist() == [0, 1, 0, 0]
+    assert not layer.faults.any()
 
 
 def test_lesson_48_seeds_in_training_learn_and_no_other_row_moves(spec: StageSpec) -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import torch
 from torch import nn
 
 from esper_ray.bench.layer_case import LayerCase
+from esper_ray.blueprints import BlueprintShape
+from esper_ray.growth.seed_trainer import SeedTrainer
+from esper_ray.growth.slot_adam import SlotAdamSettings
+from esper_ray.growth.spec import SeedSpec
 from esper_ray.layers import ChunkedKasminaLayer
-from esper_ray.lifecycle import Budgets, LifecycleManager, Refusal
+from esper_ray.lifecycle import Budgets, ExtendedLifecycle, LifecycleManager, Refusal
 from esper_ray.seeds import ChunkManager
 from tests.kernels.cases import FUSED, LIMITS, Case, error
+from tests.kernels.step_cases import StepCase, check
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = (
@@ -74,6 +80,101 @@ def memory_is_flat(cycles: int = 1000) -> set[tuple[int, int]]:
     return seen
 
 
+def worst_steps() -> float:
+    """Largest error of the fused step over its limit: 1,000 slots of which a tenth is stepped."""
+    worst, slots = 0.0, 1000
+    for name, chunk, hidden in itertools.product(FUSED, (4, 48, 300), (8, 32)):
+        listed = torch.randperm(slots)[:120]
+        moves = torch.zeros(slots, dtype=torch.bool)
+        moves[listed[:100]] = True
+        sizes = torch.tensor([0.0, 1e-3, 0.3, 50.0, torch.nan, torch.inf])
+        worst = max(
+            worst,
+            check(
+                StepCase(
+                    name,
+                    BlueprintShape(chunk, hidden, 24),
+                    SlotAdamSettings(lr=0.02),
+                    listed,
+                    moves,
+                    torch.rand(slots) < 0.2,
+                    sizes[torch.randint(0, len(sizes), (4, slots))],
+                    "cuda",
+                )
+            ),
+        )
+    return worst
+
+
+class Steps:
+    """Training steps of a layer of 1,000 seeds, `active` of which are blended and stepped."""
+
+    def __init__(self, active: int, kernel: str = "auto", device: str = "cuda") -> None:
+        torch.manual_seed(1)
+        host = nn.Linear(64, 4000, device=device)
+        self.layer = ChunkedKasminaLayer(host, 1000, hidden=8, device=device, kernel=kernel)
+        ids, state = torch.arange(active, device=device) * 7 % 1000, self.layer.state
+        self.layer.bank.reset(ids, state.generation[ids], "check")
+        state.columns[state.LIFECYCLE_STATE, ids] = int(ExtendedLifecycle.FINE_TUNING)
+        state.alpha[ids] = 1.0
+        self.layer.refresh()
+        self.trainer = SeedTrainer(self.layer, SeedSpec(hidden=8), epoch_steps=10**9)
+        self.x = torch.randn(32, 64, device=device)
+        self.g = torch.randn(32, 4000, device=device)
+
+    def take(self) -> None:
+        """One step but for the host's optimiser."""
+        self.layer.base_layer.zero_grad(set_to_none=True)
+        self.trainer.begin_step()
+        self.layer(self.x).backward(self.g)
+        self.trainer.train_seeds()
+        self.trainer.step()
+
+    def microseconds(self, runs: int = 500) -> float:
+        """What `SeedTrainer.step` takes, one launch after the other."""
+        self.take()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(runs):
+            self.trainer.step()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - start) / runs * 1e6
+
+
+def steps_never_wait() -> None:
+    """Whole steps, dormant and at work, with waits forbidden."""
+    for active in (0, 100):
+        steps = Steps(active)
+        steps.take()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(10):
+                steps.take()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def graph_is_eager() -> bool:
+    """Whether replayed steps leave every bit of a bank as steps without a graph do."""
+    ours, plain = Steps(100), Steps(100)
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(9):  # the ninth forward is sampled for telemetry, the captured one is not
+            ours.take()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ours.take()
+    for _ in range(5):
+        graph.replay()
+    for _ in range(14):
+        plain.take()
+    found, right = ours.layer.bank.tensors(), plain.layer.bank.tensors()
+    return all(torch.equal(found[name], value) for name, value in right.items())
+
+
 if __name__ == "__main__":
     errors = worst_errors()
     for label, value in sorted(errors.items()):
@@ -83,3 +184,12 @@ if __name__ == "__main__":
     print("never waits: ok")
     flat = memory_is_flat()
     print(f"memory: {flat} {'ok' if len(flat) == 1 else 'GROWS'}")
+    step_error = worst_steps()
+    print(f"{'fused step, 10 % of 1,000 slots':40} {step_error:.2f} of its limit, ", end="")
+    print("ok" if step_error < 1 else "OVER")
+    steps_never_wait()
+    print("steps never wait: ok")
+    print(f"steps in a graph: {'ok' if graph_is_eager() else 'DIFFER'}")
+    for active, kernel in itertools.product((0, 100, 1000), ("auto", "torch")):
+        taken = Steps(active, kernel).microseconds()
+        print(f"step, {active} of 1,000 seeds, {kernel}: {taken:.1f} us")

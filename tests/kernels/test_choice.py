@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from esper_ray.errors import ConfigError
-from esper_ray.kernels import KERNELS, Form, choose
+from esper_ray.kernels import KERNELS, Form, choose, choose_step
 from esper_ray.layers import ChunkedKasminaLayer
 
 CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda", "meta"))
@@ -24,6 +24,14 @@ def test_auto_goes_by_device_and_form() -> None:
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_kernel_can_be_forced(name: str) -> None:
     assert choose(name, FORM, CPU) == {"auto": "cpu"}.get(name, name)
+
+
+def test_steps_go_by_device_alone_and_can_be_forced() -> None:
+    assert choose_step("auto", CUDA) == "triton"
+    assert choose_step("auto", CPU) == choose_step("auto", META) == "torch"
+    assert choose_step("torch", CUDA) == choose_step("cpu", CPU) == "torch"
+    assert choose_step("triton", CPU) == "triton"
+    assert ChunkedKasminaLayer(nn.Linear(4, 8), 2, kernel="triton").step_kernel == "triton"
 
 
 def test_what_cannot_be_had_is_said() -> None:

@@ -1,0 +1,49 @@
+"""Between the trainer of a layer's seeds and the fused step; needs Triton."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from torch import Tensor
+
+from esper_ray.growth.slot_adam import SlotAdamSettings
+from esper_ray.kernels.slot_step import BankRows, SlotStep
+from esper_ray.layers import LayerSeeds
+
+
+class FusedStep:
+    """Does in two launches what `step_rows` says, and counts the errors of the seeds at work."""
+
+    def __init__(self, layer: LayerSeeds, settings: SlotAdamSettings) -> None:
+        self._layer, self._step = layer, SlotStep(**asdict(settings))
+
+    def tell(self, slots: Tensor, stepped: Tensor) -> Tensor:
+        """Look at `slots` (rows,) and move `stepped` (slots,) from now on.
+
+        Returns where the gradient norms (slots,) will be.
+        """
+        layer, bank = self._layer, self._layer.bank
+        means, squares = zip(*(bank.moments(name) for name in bank.weights), strict=True)
+        self._step.tell(
+            BankRows(
+                tuple(bank.weights.values()),
+                means,
+                squares,
+                bank.step_count,
+                bank.seed_of_slot,
+                layer.faults,
+                layer.state.columns[layer.state.ERROR_COUNT],
+                slots,
+                stepped,
+            )
+        )
+        return self._step.norms
+
+    def take(self) -> bool:
+        """One step; False, and nothing done, where the gradients are not what the kernel takes."""
+        gradients = self._step.gradients()
+        if gradients is None:
+            return False
+        self._step.take(gradients)
+        self._layer.state.errors_counted()
+        return True
