@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from esper_ray.kernels.form import WIDE_BLOCK, Layout
+from esper_ray.kernels.form import Layout
 from esper_ray.kernels.ownership import holders, unshared
 from esper_ray.kernels.seeds import Seeds
 from esper_ray.kernels.triton_blend import blend_backward_kernel, blend_kernel, moments_kernel
@@ -97,16 +97,17 @@ def _wide_gradients(
     seeds: Seeds, g: Tensor, dz: Tensor | None, z: Tensor | None, kept: Tensor, weights: Tensor
 ) -> Tensor:
     """The same by the wide kernels; that of the weights first, since the other changes g."""
-    listed, blocks = len(seeds.ids), -(-seeds.layout.hidden // WIDE_BLOCK)
+    listed, blocks = len(seeds.ids), -(-seeds.layout.hidden // seeds.layout.block)
     splits = max(1, -(-_MULTIPROCESSORS * 4 // (listed * blocks)))
     rows = -(-len(g) // splits // WIDE_ROWS) * WIDE_ROWS if len(g) > WIDE_ROWS else WIDE_ROWS
     programs = -(-len(g) // rows)
     partial = weights.new_zeros(programs, listed, weights.shape[1])
     read, sizes = g if z is None else z, (len(g), g.shape[1], listed)
     meta = _wide(seeds, g, weights)
+    fewer = {} if seeds.form.chunk is not None else {"BM": WIDE_ROWS // 2}  # dz is written too
     wide_weight_gradient_kernel[(listed, programs, blocks)](
         g, g if dz is None else dz, read, kept, weights, partial, *seeds.tensors, *sizes, rows,
-        **meta,
+        **(meta | fewer),
     )  # fmt: skip
     if seeds.form.chunk is not None:
         wide_chunk_gradient_kernel[(listed, -(-len(g) // WIDE_ROWS))](
@@ -118,7 +119,7 @@ def _wide_gradients(
 def _wide(seeds: Seeds, y: Tensor, weights: Tensor) -> dict[str, Any]:
     """What the wide kernels are compiled for."""
     meta = {k: v for k, v in seeds.meta(y).items() if k not in ("TILE", "HC")}
-    sizes = {"P": weights.shape[1], "HB": WIDE_BLOCK, "BM": WIDE_ROWS}
+    sizes = {"P": weights.shape[1], "HB": seeds.layout.block, "BM": WIDE_ROWS}
     return meta | sizes | {"num_warps": 4, "num_stages": 2}
 
 

@@ -9,8 +9,8 @@ import torch
 
 TRITON_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 
-WIDE_BLOCK: Final = 64
-"""Hidden units that a program of the wide kernels takes at once."""
+_WIDE_BLOCK: Final = 64
+_WIDE_MATRIX: Final = 2048
 
 Activation = Literal["identity", "relu", "gelu"]
 
@@ -62,8 +62,13 @@ class Layout:
 
     @property
     def wide(self) -> bool:
-        """Whether a seed has more hidden units than a program should hold at once."""
-        return self.tile == 1 and self.hidden > WIDE_BLOCK
+        """Whether the matrices of a seed are more than a program should hold at once."""
+        return self.tile == 1 and self.columns * self.hidden_columns >= _WIDE_MATRIX
+
+    @property
+    def block(self) -> int:
+        """Hidden units that a program of the wide kernels takes at once."""
+        return min(self.hidden_columns, _WIDE_BLOCK)
 
 
 def alignment(sizes: list[int]) -> int:

@@ -139,8 +139,8 @@ def wide_weight_gradient_kernel(G, DZ, Z, X, W, DW, IDS, ALPHA, STARTS, SIZES, S
         W, slot, k, within, valid, C, H, P, HB, CHUNK, BIASES, dtype)  # fmt: skip
     d_in = tl.zeros([TC, HB], tl.float32)
     d_out = tl.zeros([TC, HB], tl.float32)
-    d_b_in = tl.zeros([HB], tl.float32)
-    d_b_out = tl.zeros([TC], tl.float32)
+    d_b_in = tl.zeros([BM, HB], tl.float32)  # summed once: a sum over rows costs a barrier
+    d_b_out = tl.zeros([BM, TC], tl.float32)
     start = tl.program_id(1) * RPP
     for r in range(start, tl.minimum(start + RPP, B), BM):
         rows = r + tl.arange(0, BM)
@@ -165,14 +165,14 @@ def wide_weight_gradient_kernel(G, DZ, Z, X, W, DW, IDS, ALPHA, STARTS, SIZES, S
         if CHUNK:
             d_in += _dot(tl.trans(x), low_u, IEEE)
         if BIASES:
-            d_b_in += tl.sum(gu, 0)
-            d_b_out += tl.sum(gf, 0)
+            d_b_in += gu
+            d_b_out += gf
     to = DW + (tl.program_id(1).to(tl.int64) * S + tl.program_id(0)) * P
     block = valid[:, None] & real[None, :]
     if CHUNK:
         tl.store(to + within[:, None] * H + unit[None, :], d_in, mask=block)
     tl.store(to + second + unit[None, :] * C + within[:, None], d_out, mask=block)
     if BIASES:
-        tl.store(to + first + unit, d_b_in, mask=real)
+        tl.store(to + first + unit, tl.sum(d_b_in, 0), mask=real)
         if tl.program_id(2) == 0:
-            tl.store(to + second + H * C + within, d_b_out, mask=valid)
+            tl.store(to + second + H * C + within, tl.sum(d_b_out, 0), mask=valid)
