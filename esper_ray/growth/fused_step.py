@@ -20,7 +20,7 @@ class FusedStep:
     def tell(self, slots: Tensor, stepped: Tensor) -> Tensor:
         """Look at `slots` (rows,) and move `stepped` (slots,) from now on.
 
-        Returns where the gradient norms (slots,) will be.
+        Returns, as `take` does, where the gradient norms (slots,) are.
         """
         layer, bank = self._layer, self._layer.bank
         self._weights = tuple(bank.weights.values())
@@ -40,15 +40,15 @@ class FusedStep:
         )
         return self._step.norms
 
-    def take(self) -> bool:
-        """One step; False, and nothing done, where the kernel does not take the gradients.
+    def take(self) -> Tensor | None:
+        """One step; None, and nothing done, where the kernel does not take the gradients.
 
         Nor does it where the weights are others than it was told of: a state dict was loaded.
         """
         gradients = self._step.gradients()
         known = next(iter(self._layer.bank.weights.values())) is self._weights[0]
         if gradients is None or not known:
-            return False
+            return None
         self._step.take(gradients)
         self._layer.state.errors_counted()
-        return True
+        return self._step.norms

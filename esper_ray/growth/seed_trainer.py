@@ -118,7 +118,8 @@ class SeedTrainer:
         """
         if not self._working:
             return
-        if self._fused is not None and self._fused.take():
+        if self._fused is not None and (found := self._fused.take()) is not None:
+            self._norms = found
             return
         bank = self.layer.bank
         self._norms = norms = gradient_norms(bank, self._few)

@@ -83,6 +83,19 @@ def test_a_step_without_gradients_moves_nothing() -> None:
     assert all(same_bits(before[name], value) for name, value in weights(stage).items())
 
 
+def test_a_step_that_the_kernel_did_not_take_leaves_no_trace_in_later_norms() -> None:
+    ours, plain = fused(stage_spec()), Stage(stage_spec())
+    for stage in (ours, plain):
+        walk(stage, [1], S.GRAFTING)
+        epoch(stage, 0)
+        [trainer] = stage.trainers.values()
+        trainer.begin_step()
+        trainer.step()
+    one, other = (epoch(stage, 1).signals.gradient_norm.tolist() for stage in (ours, plain))
+    assert one == pytest.approx(other, rel=1e-3)
+    assert one[0] > 0
+
+
 def test_weights_that_were_loaded_are_those_that_are_stepped() -> None:
     ours, plain = fused(stage_spec()), Stage(stage_spec())
     for stage in (ours, plain):
