@@ -20,13 +20,14 @@ class FusedStep:
     def tell(self, slots: Tensor, stepped: Tensor) -> Tensor:
         """Look at `slots` (rows,) and move `stepped` (slots,) from now on.
 
-        Returns where the gradient norms (slots,) will be.
+        Returns, as `take` does, where the gradient norms (slots,) are.
         """
         layer, bank = self._layer, self._layer.bank
+        self._weights = tuple(bank.weights.values())
         means, squares = zip(*(bank.moments(name) for name in bank.weights), strict=True)
         self._step.tell(
             BankRows(
-                tuple(bank.weights.values()),
+                self._weights,
                 means,
                 squares,
                 bank.step_count,
@@ -39,11 +40,15 @@ class FusedStep:
         )
         return self._step.norms
 
-    def take(self) -> bool:
-        """One step; False, and nothing done, where the gradients are not what the kernel takes."""
+    def take(self) -> Tensor | None:
+        """One step; None, and nothing done, where the kernel does not take the gradients.
+
+        Nor does it where the weights are others than it was told of: a state dict was loaded.
+        """
         gradients = self._step.gradients()
-        if gradients is None:
-            return False
+        known = next(iter(self._layer.bank.weights.values())) is self._weights[0]
+        if gradients is None or not known:
+            return None
         self._step.take(gradients)
         self._layer.state.errors_counted()
-        return True
+        return self._step.norms

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from esper_ray.growth.fused_step import FusedStep
 
 _S = ExtendedLifecycle
+WORTH_PICKING: Final = 16_384
+"""Weights of a bank from which on few slots are stepped faster without the others."""
+
 _TELEMETRY: Final = (
     "local_loss",
     "delta_ratio",
@@ -42,10 +45,6 @@ class SeedTrainer:
         self._share = layer.bank.weights_per_seed / max(layer.host_weights, 1)
         self._working = False
         self._fused: FusedStep | None = None
-        if layer.step_kernel == "triton":
-            from esper_ray.growth.fused_step import FusedStep
-
-            self._fused = FusedStep(layer, spec.optimizer)
         self.reset_epoch()
 
     def reset_epoch(self) -> None:
@@ -67,14 +66,24 @@ class SeedTrainer:
         self._training = layer.rows_in(_S.TRAINING)
         self._stepped = layer.stepped()
         self._grafting = layer.rows_in(_S.GRAFTING)
-        self._weights = list(bank.weights.values())
         self._before = self._grafting_weights()
         slots = bank.slots(torch.from_numpy(working).to(bank.slot_of_seed.device))
-        self._few = slots if 2 * len(slots) < bank.num_slots else None
+        large = bank.num_slots * bank.weights_per_seed > WORTH_PICKING
+        self._few = slots if large and 2 * len(slots) < bank.num_slots else None
+        self._choose_kernel()
         if self._fused is not None and self._working:
             self._norms = self._fused.tell(slots, self._stepped)
         else:
             self._norms = torch.full((bank.num_slots,), torch.nan, device=slots.device)
+
+    def _choose_kernel(self) -> None:
+        """The layer may have been moved to another device."""
+        if self.layer.step_kernel != "triton":
+            self._fused = None
+        elif self._fused is None:
+            from esper_ray.growth.fused_step import FusedStep
+
+            self._fused = FusedStep(self.layer, self.spec.optimizer)
 
     def _grafting_weights(self) -> dict[str, Tensor]:
         bank = self.layer.bank
@@ -83,7 +92,7 @@ class SeedTrainer:
 
     def begin_step(self) -> None:
         """Clear gradients."""
-        for weight in self._weights:
+        for weight in self.layer.bank.weights.values():
             weight.grad = None
 
     def train_seeds(self) -> None:
@@ -118,7 +127,8 @@ class SeedTrainer:
                 self._step()
 
     def _step(self) -> None:
-        if self._fused is not None and self._fused.take():
+        if self._fused is not None and (found := self._fused.take()) is not None:
+            self._norms = found
             return
         bank = self.layer.bank
         self._norms = norms = gradient_norms(bank, self._few)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from esper_ray.events.messages import TelemetryBatch
-from esper_ray.growth.seed_trainer import SeedTrainer
 from esper_ray.growth.spec import StageSpec
 from esper_ray.growth.stage import Stage
 from esper_ray.layers import LayerSeeds
@@ -20,9 +19,9 @@ from tests.builders import move, run_step, same_bits, stage_spec, walk
 
 def fused(spec: StageSpec) -> Stage:
     stage = Stage(spec)
-    for name, trainer in stage.trainers.items():
+    for trainer in stage.trainers.values():
         trainer.layer.step_kernel = "triton"
-        stage.trainers[name] = SeedTrainer(trainer.layer, trainer.spec, trainer.epoch_steps)
+        trainer.reset_epoch()
     return stage
 
 
@@ -82,3 +81,29 @@ def test_a_step_without_gradients_moves_nothing() -> None:
     trainer.begin_step()
     trainer.step()
     assert all(same_bits(before[name], value) for name, value in weights(stage).items())
+
+
+def test_a_step_that_the_kernel_did_not_take_leaves_no_trace_in_later_norms() -> None:
+    ours, plain = fused(stage_spec()), Stage(stage_spec())
+    for stage in (ours, plain):
+        walk(stage, [1], S.GRAFTING)
+        epoch(stage, 0)
+        [trainer] = stage.trainers.values()
+        trainer.begin_step()
+        trainer.step()
+    one, other = (epoch(stage, 1).signals.gradient_norm.tolist() for stage in (ours, plain))
+    assert one == pytest.approx(other, rel=1e-3)
+    assert one[0] > 0
+
+
+def test_weights_that_were_loaded_are_those_that_are_stepped() -> None:
+    ours, plain = fused(stage_spec()), Stage(stage_spec())
+    for stage in (ours, plain):
+        walk(stage, [1], S.TRAINING)
+        run_step(stage)
+        stage.module.load_state_dict(stage.module.state_dict())
+        run_step(stage)
+        run_step(stage)
+    assert weights(ours)["step_count"].tolist() == [0, 3, 0, 0]
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(weights(ours)[name], value, rtol=1e-3, atol=1e-5)

@@ -186,3 +186,20 @@ def test_warm_up_raises_the_rate_linearly_for_each_row_by_its_own_age() -> None:
     assert [row[0] for row in seen] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     assert [row[1] for row in seen] == [0.0, 0.0, 0.25, 0.5, 0.75, 1.0]
     assert [row[2] for row in seen] == [0.0] * 6
+
+
+@pytest.mark.parametrize("slots", [[2], [3, 0], [0, 1, 3]])
+def test_looking_at_few_slots_alone_changes_no_bit(slots: list[int]) -> None:
+    made, twin = bank(), bank()
+    few, mask = torch.tensor(slots), torch.zeros(SEEDS, dtype=torch.bool)
+    mask[few] = True
+    warm = replace(PLAIN, warmup_steps=4, clip_norm=1.0)
+    for step in range(5):
+        feed(made, step)
+        feed(twin, step)
+        take(made, mask, warm)
+        norms = gradient_norms(twin, few)
+        assert same_bits(norms[few], gradient_norms(made)[few])
+        step_rows(twin, mask, norms, warm, few)
+    for name, value in made.tensors().items():
+        assert same_bits(twin.tensors()[name], value), name

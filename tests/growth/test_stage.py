@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from esper_ray.data import ByteSplit
 from esper_ray.errors import ConfigError
 from esper_ray.events import EvaluationRequest
+from esper_ray.growth import seed_trainer
 from esper_ray.growth.slot_adam import SlotAdamSettings
 from esper_ray.growth.spec import SeedSpec, StageSpec
 from esper_ray.growth.stage import Stage
@@ -348,6 +349,26 @@ def test_drift_is_the_relative_change_per_step() -> None:
     assert read.seed_ids.tolist() == [1]
     assert read.weight_drift.tolist() == pytest.approx([expected], rel=1e-5)
     assert read.gradient_norm[0] > 0
+
+
+def test_slots_that_are_stepped_without_the_others_move_the_same(
+    spec: StageSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for worth in (seed_trainer.WORTH_PICKING, 0):
+        monkeypatch.setattr(seed_trainer, "WORTH_PICKING", worth)
+        stage = Stage(spec)
+        walk(stage, [1], S.GRAFTING)
+        reports = []
+        for number in range(3):
+            run_step(stage)
+            reports.append(stage.end_epoch(number).telemetry[0].signals)
+        found.append((layer_of(stage).bank.tensors(), reports))
+    (one, plain), (other, picked) = found
+    assert one["step_count"][1] > 0
+    assert same_dicts(one, other)
+    for a, b in zip(plain, picked, strict=True):
+        assert a.gradient_norm.tobytes() == b.gradient_norm.tobytes()
 
 
 # ---- the step's order ------------------------------------------------------------------------
