@@ -74,9 +74,15 @@ class Columns(NamedTuple):
     generation: Tensor
 
 
-_DTYPES: Final = Columns(
-    torch.int32, torch.int32, torch.int16, torch.float32, torch.uint8, torch.float32, torch.int16
-)
+_DTYPES: Final = {
+    "columns": torch.int32,
+    "history": torch.int32,
+    "transition_count": torch.int16,
+    "metrics": torch.float32,
+    "metrics_valid": torch.uint8,
+    "alpha": torch.float32,
+    "generation": torch.int16,
+}
 
 
 class Tick:
@@ -90,7 +96,8 @@ class Tick:
     """
 
     def __init__(self, state: Columns, rules: Rules) -> None:
-        for name, buffer, dtype in zip(state._fields, state, _DTYPES, strict=True):
+        for name, buffer in zip(state._fields, state, strict=True):
+            dtype = _DTYPES[name]
             if buffer.dtype != dtype or not buffer.is_contiguous():
                 raise ValueError(f"{name} must be contiguous {dtype}, got {buffer.dtype}")
         seeds, device = len(state.alpha), state.alpha.device

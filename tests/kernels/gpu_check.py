@@ -12,6 +12,7 @@ from esper_ray.layers import ChunkedKasminaLayer
 from esper_ray.lifecycle import Budgets, LifecycleManager, Refusal
 from esper_ray.seeds import ChunkManager
 from tests.kernels.cases import FUSED, LIMITS, Case, error
+from tests.kernels.moves import RULES, Life
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = (
@@ -73,7 +74,29 @@ def memory_is_flat(cycles: int = 1000) -> set[tuple[int, int]]:
     return seen
 
 
+def tick_agrees(seeds: int = 10_000, epochs: int = 50) -> None:
+    """The tick against numpy to the bit, over random moves; from the third fused launch a graph."""
+    for rules in RULES:
+        life = Life(seeds, "cuda", rules, seed=1)
+        for _ in range(4):  # compiles every form of the kernel
+            life.live()
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with torch.cuda.graph(graph):
+                life.ticks.tick()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        life.both = graph.replay
+        for _ in range(epochs - 4):
+            life.live()
+        life.compare()
+
+
 if __name__ == "__main__":
+    tick_agrees()
+    print("tick: the same bits as numpy, eager and in a graph")
     errors = worst_errors()
     for label, value in sorted(errors.items()):
         dtype = getattr(torch, label.split("/")[1])

@@ -107,7 +107,7 @@ def test_a_move_is_made_once_and_a_seed_that_asks_nothing_has_no_reason() -> Non
 def test_a_seed_that_enters_grafting_takes_its_first_step_in_the_same_launch() -> None:
     state = _states([S.TRAINING])
     ticks = DeviceTick(state, GraftingSettings(ramp_epochs=4))
-    ticks.ask(transitions([0], 2, 3))
+    ticks.ask(transitions([0], S.TRAINING, S.GRAFTING))
     ticks.sense(signals([0]))
     ticks.tick()
     ticks.settle()
@@ -115,12 +115,25 @@ def test_a_seed_that_enters_grafting_takes_its_first_step_in_the_same_launch() -
     assert len(state.grafting) == 1
 
 
+def test_a_seed_that_enters_grafting_remembers_nothing() -> None:
+    plain, ours = _states([S.TRAINING, S.DORMANT]), _states([S.TRAINING, S.DORMANT])
+    ticks = DeviceTick(ours, GraftingSettings())
+    for left_over in (ticks.tick.floats, ticks.tick.shorts, ticks.tick.bytes):
+        left_over.fill_(1)
+    batch = transitions([0], S.TRAINING, S.GRAFTING)
+    ticks.ask(batch)
+    ticks.tick(epoch=False)
+    ticks.settle()
+    plain.compare_and_set(batch)
+    assert same_state(ours, plain)
+
+
 def test_no_address_changes() -> None:
     state = _states([S.TRAINING, S.GRAFTING])
     ticks = DeviceTick(state, GraftingSettings())
     tensors = [*state.buffers(), *(v for v in vars(ticks.tick).values() if torch.is_tensor(v))]
     before = [tensor.data_ptr() for tensor in tensors]
-    ticks.ask(transitions([0], 2, 3))
+    ticks.ask(transitions([0], S.TRAINING, S.GRAFTING))
     ticks.sense(signals([1]))
     ticks.tick()
     ticks.settle()
