@@ -11,50 +11,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from esper_ray.lifecycle import (
-    BLENDED_STATES,
-    LAST_GENERATION,
-    TERMINAL_STATES,
-    Cause,
-    ExtendedLifecycle,
-    Refusal,
-)
-
-
-def _bits(states):
-    return tl.constexpr(sum(1 << int(state) for state in states))
-
+from esper_ray.kernels.triton_judge import among, bits, refusal
+from esper_ray.lifecycle import BLENDED_STATES, TERMINAL_STATES, ExtendedLifecycle
 
 _S = ExtendedLifecycle
-_STATES = tl.constexpr(len(_S))
-_CAUSES = tl.constexpr(len(Cause))
-_REPLANT = tl.constexpr(int(Cause.REPLANT))
-_GERMINATED = tl.constexpr(int(_S.GERMINATED))
-_TRAINING = tl.constexpr(int(_S.TRAINING))
 _GRAFTING = tl.constexpr(int(_S.GRAFTING))
 _FIRST_TERMINAL = tl.constexpr(int(min(TERMINAL_STATES)))
-_BLENDED = _bits(BLENDED_STATES)
-_FREED = _bits((_S.DORMANT, _S.CULLED, _S.CANCELLED))
-_RENEWABLE = _bits((_S.CULLED, _S.CANCELLED, _S.ROLLED_BACK))
-_LAST_GENERATION = tl.constexpr(LAST_GENERATION)
-
-_STALE_GENERATION = tl.constexpr(int(Refusal.STALE_GENERATION))
-_STALE_STATE = tl.constexpr(int(Refusal.STALE_STATE))
-_UNKNOWN_STATE = tl.constexpr(int(Refusal.UNKNOWN_STATE))
-_IS_TERMINAL = tl.constexpr(int(Refusal.TERMINAL))
-_NOT_IN_TABLE = tl.constexpr(int(Refusal.NOT_IN_TABLE))
-_GENERATIONS_USED_UP = tl.constexpr(int(Refusal.GENERATIONS_USED_UP))
-_UNKNOWN_STRATEGY = tl.constexpr(int(Refusal.UNKNOWN_STRATEGY))
-_UNKNOWN_CAUSE = tl.constexpr(int(Refusal.UNKNOWN_CAUSE))
-_NO_BLUEPRINT = tl.constexpr(int(Refusal.NO_BLUEPRINT))
-
-_STRATEGIES = tl.constexpr(5)  # in the order of kernels.tick.STRATEGIES
-_LINEAR = tl.constexpr(0)
+_BLENDED = bits(BLENDED_STATES)
+_FREED = bits((_S.DORMANT, _S.CULLED, _S.CANCELLED))
+_LINEAR = tl.constexpr(0)  # as in kernels.tick.STRATEGIES
 _DRIFT = tl.constexpr(1)
 _MOMENTUM = tl.constexpr(2)
 _ADAPTIVE = tl.constexpr(3)
 _STABILITY = tl.constexpr(4)
-
 _HISTORY = tl.constexpr(10)
 _LARGEST_COUNT = tl.constexpr(32_760)  # of transitions in int16: whole rings
 _LARGEST = tl.constexpr(2**31 - 1)
@@ -63,34 +32,6 @@ _UINT8_MAX = tl.constexpr(2**8 - 1)
 _REVERT_AT = tl.constexpr(3)
 _INF = tl.constexpr(float("inf"))
 _NAN = tl.constexpr(float("nan"))
-
-
-@triton.jit
-def _among(SET: tl.constexpr, code):
-    return ((tl.full(code.shape, SET, tl.int32) >> code) & 1) != 0
-
-
-@triton.jit
-def _refusal(state, generation, own, target, expected, aged, cause, blueprint, strategy, MOVES, m):
-    """Refusal code of each move, and which of them renew their row."""
-    valid = (target >= 0) & (target < _STATES)
-    sane = m & (state >= 0) & (state < _STATES)
-    to = tl.where(valid, target, 0)
-    move = tl.load(MOVES + state * _STATES + to, mask=sane, other=_NOT_IN_TABLE).to(tl.int32)
-    anew = (cause == _REPLANT) & (target == 0)
-    renewable = sane & _among(_RENEWABLE, tl.where(sane, state, 0))
-    illegal = tl.where(anew, renewable == 0, move == _NOT_IN_TABLE)
-    bare = (target == _TRAINING) & (state == _GERMINATED) & (own < 0) & (blueprint < 0)
-    reason = tl.where(bare, _NO_BLUEPRINT, 0)  # the last check first: earlier ones go over it
-    reason = tl.where((cause < 0) | (cause >= _CAUSES), _UNKNOWN_CAUSE, reason)
-    strange = (strategy < -1) | (strategy >= _STRATEGIES)
-    reason = tl.where(strange, _UNKNOWN_STRATEGY, reason)
-    reason = tl.where(anew & (generation == _LAST_GENERATION), _GENERATIONS_USED_UP, reason)
-    reason = tl.where(illegal, _NOT_IN_TABLE, reason)
-    reason = tl.where((move == _IS_TERMINAL) & (anew == 0), _IS_TERMINAL, reason)
-    reason = tl.where(valid == 0, _UNKNOWN_STATE, reason)
-    reason = tl.where(state != expected, _STALE_STATE, reason)
-    return tl.where(generation != aged, _STALE_GENERATION, reason), anew
 
 
 @triton.jit
@@ -152,7 +93,7 @@ def tick_kernel(COLUMNS, HISTORY, COUNT, METRICS, VALID, ALPHA, GENERATION, FLOA
         count = tl.load(COUNT + n, mask=m, other=0).to(tl.int32)
         epoch = tl.load(EPOCH)
         asked = m & (target != -1)
-        reason, anew = _refusal(
+        reason, anew = refusal(
             state, generation, own, target, expected, aged, cause, blueprint, chosen, MOVES, asked
         )
         moved = asked & (reason == 0)
@@ -167,7 +108,7 @@ def tick_kernel(COLUMNS, HISTORY, COUNT, METRICS, VALID, ALPHA, GENERATION, FLOA
         tl.store(COUNT + n, count.to(tl.int16), mask=moved)
         # The row; a renewed one begins as a row of a new layer does.
         to = tl.where(moved, target, 0)
-        own = tl.where(_among(_FREED, to), -1, tl.where(blueprint >= 0, blueprint, own))
+        own = tl.where(among(_FREED, to), -1, tl.where(blueprint >= 0, blueprint, own))
         kept = tl.where(anew, -1, tl.where(checkpoint >= 0, checkpoint, kept))
         tl.store(COLUMNS + n, to, mask=moved)
         tl.store(COLUMNS + N + n, own, mask=moved)
@@ -183,7 +124,7 @@ def tick_kernel(COLUMNS, HISTORY, COUNT, METRICS, VALID, ALPHA, GENERATION, FLOA
         tl.store(VALID + n, nought.to(tl.uint8), mask=anew)
         tl.store(GENERATION + n, (generation + 1).to(tl.int16), mask=anew)
         age = tl.where(moved, 0, age)
-        held = tl.where(moved, tl.where(_among(_BLENDED, to), 1.0, 0.0), held)
+        held = tl.where(moved, tl.where(among(_BLENDED, to), 1.0, 0.0), held)
         state = tl.where(moved, target, state)
         # Whoever enters GRAFTING remembers nothing.
         born = moved & (target == _GRAFTING)
