@@ -30,9 +30,10 @@ def tick_rows(
 ) -> list[Row]:
     """Microseconds of a tick, begun by Python each time and within a CUDA graph.
 
-    Eager is many launches in a row over their number, so what it costs the host to begin one
-    counts. In a graph the inputs are laid out anew before each tick, and the same graph without
-    ticks is taken off: half of the seeds move, the other half are in GRAFTING.
+    Eager is many launches in a row over their number, of which the first finds moves to make: what
+    it costs the host to begin one counts. In a graph the inputs are laid out anew before each
+    tick, and the time of the same graph without ticks is taken off; half of the seeds move, the
+    other half are in GRAFTING.
     """
     ticks, batch = ready("cuda")
     tick, columns = ticks.tick, ticks.state.columns

@@ -16,8 +16,8 @@ from esper_ray.lifecycle import TERMINAL_STATES, TRANSITION_TABLE, Cause
 from esper_ray.lifecycle import ExtendedLifecycle as S
 from esper_ray.seeds import ExtendedStateTensor
 from esper_ray.seeds.device_tick import DeviceTick
-from tests.seeds.histories import MEASURES, begin, same_state
 
+MEASURES = tuple(GraftingSignals.__dataclass_fields__)[1:]
 nan, inf = float("nan"), float("inf")
 
 RULES = (
@@ -49,7 +49,9 @@ class Life:
         self.random = np.random.default_rng(seed)
         self.rules, self.epoch = rules, 0
         self.plain = ExtendedStateTensor(seeds)
-        begin(self.plain, [S.GRAFTING if i % 4 else S.DORMANT for i in range(seeds)])
+        ids = np.arange(seeds, dtype=np.int64)
+        for source in range(S.GRAFTING):  # three in four
+            assert self.plain.compare_and_set(_road(ids[ids % 4 > 0], source))[0].all()
         self._age()
         self.ours = copy.deepcopy(self.plain).to(device)
         self.ticks = DeviceTick(self.ours, rules)
@@ -138,4 +140,23 @@ class Life:
             assert wrong == 0, f"{name}: {wrong} bytes differ"
         for name, values in self.plain.grafting.arrays().items():
             assert values.tobytes() == ours.grafting[name].tobytes(), f"memory {name} differs"
-        assert same_state(ours, self.plain)
+
+
+def _road(ids: NDArray[np.int64], source: int) -> TransitionBatch:
+    def column(value: int) -> NDArray[np.int32]:
+        return np.full(len(ids), value, np.int32)
+
+    strategy, generation = (ids % 5).astype(np.int32), np.zeros(len(ids), np.int16)
+    return TransitionBatch(
+        "layer",
+        0,
+        source,
+        ids,
+        column(source),
+        generation,
+        column(source + 1),
+        column(0),
+        column(0),
+        strategy,
+        column(-1),
+    )
