@@ -51,7 +51,10 @@ def measure(device: str = "cpu", quick: bool = False) -> list[Row]:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("torch sees no CUDA device here", "leave --device out, or use a GPU host")
     if device == "cuda":
-        return [row for rows in _cuda_rows(pairs) for row in rows] + list(_step_rows(pairs))
+        from esper_ray.bench.tick import tick_rows  # needs triton
+
+        rows = [row for rows in _cuda_rows(pairs) for row in rows]
+        return [*rows, *_step_rows(pairs), *tick_rows(captured, pairs)]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # with more, one small operation can wait long on a busy machine
     try:

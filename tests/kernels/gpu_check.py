@@ -18,6 +18,7 @@ from esper_ray.lifecycle import Budgets, ExtendedLifecycle, LifecycleManager, Re
 from esper_ray.seeds import ChunkManager
 from tests.kernels.cases import FUSED, LIMITS, Case, error
 from tests.kernels.step_cases import StepCase, check
+from tests.kernels.moves import RULES, Life
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = (
@@ -175,7 +176,24 @@ def graph_is_eager() -> bool:
     return all(torch.equal(found[name], value) for name, value in right.items())
 
 
+def tick_agrees(seeds: int = 10_000, epochs: int = 50) -> None:
+    """The tick against numpy to the bit, over random moves; after four epochs a graph."""
+    for rules in RULES:
+        life = Life(seeds, "cuda", rules, seed=1)
+        for _ in range(4):  # compiles every form of the kernel
+            life.live()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):  # an error if it waited for anything
+            life.ticks.tick()
+        life.both = graph.replay
+        for _ in range(epochs - 4):
+            life.live()
+        life.compare()
+
+
 if __name__ == "__main__":
+    tick_agrees()
+    print("tick: the same bits as numpy, eager and in a graph")
     errors = worst_errors()
     for label, value in sorted(errors.items()):
         dtype = getattr(torch, label.split("/")[1])
