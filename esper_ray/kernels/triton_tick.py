@@ -31,7 +31,6 @@ _INT16_MAX = tl.constexpr(2**15 - 1)
 _UINT8_MAX = tl.constexpr(2**8 - 1)
 _REVERT_AT = tl.constexpr(3)
 _INF = tl.constexpr(float("inf"))
-_NAN = tl.constexpr(float("nan"))
 
 
 @triton.jit
@@ -137,7 +136,7 @@ def tick_kernel(COLUMNS, HISTORY, COUNT, METRICS, VALID, ALPHA, GENERATION, FLOA
         bad = tl.where(born, 0, bad)
         streak = tl.where(born, 0, streak)
         limited = limited & (born == 0)
-        unknown = tl.full([BN], _NAN, tl.float64)
+        unknown = tl.full([BN], float("nan"), tl.float64)
         for i in tl.static_range(2, 5):
             tl.store(FLOATS + i * N + n, unknown, mask=born)
     touched = born
@@ -201,19 +200,19 @@ def tick_kernel(COLUMNS, HISTORY, COUNT, METRICS, VALID, ALPHA, GENERATION, FLOA
         slow = adaptive & ((drift > slow_drift) | (pause > 0))
         fast = adaptive & (slow == 0) & known & (delta > fast_delta)
         begun = tl.where(ramp > 0, ramp, RAMP)
-        plain = tl.where(known, elapsed / begun.to(tl.float64), _NAN)
+        plain = tl.where(known, elapsed / begun.to(tl.float64), float("nan"))
         # Rule 1.
         cautious = by_drift | slow
         again = cautious & (drift > drift_max)
         waiting = tl.where(again, PAUSE, pause)
         hold = cautious & ((waiting > 0) | (_finite(drift) == 0))
-        slowed = tl.where(hold, _NAN, elapsed / total)
+        slowed = tl.where(hold, float("nan"), elapsed / total)
         pause = tl.where(cautious, tl.maximum(waiting - 1, 0), pause)
         paused += tl.where(hold & (paused < _INT16_MAX), 1, 0)
         # Rule 2.
         eager = by_momentum | fast
         pushed = velocity * factor + delta
-        pushed = tl.where(_finite(pushed), pushed, _NAN)
+        pushed = tl.where(_finite(pushed), pushed, float("nan"))
         velocity = tl.where(eager & (pushed == pushed), pushed, velocity)
         # An adaptive row's own ramp.
         longer = tl.minimum((begun * 5 + 3) // 4, 2 * RAMP)
@@ -230,9 +229,9 @@ def tick_kernel(COLUMNS, HISTORY, COUNT, METRICS, VALID, ALPHA, GENERATION, FLOA
         bad = tl.where(stable, 0, bad + tl.where(failing & (bad < _UINT8_MAX), 1, 0))
         steady = tl.where(bad > 0, straight * 0.5, straight)
         steady = tl.where(bad >= _REVERT_AT, last, steady)
-        steady = tl.where(unclear, _NAN, steady)
+        steady = tl.where(unclear, float("nan"), steady)
         # Each row takes the result of its own rule.
-        proposed = tl.where(strategy == _LINEAR, straight, tl.full([BN], _NAN, tl.float64))
+        proposed = tl.where(strategy == _LINEAR, straight, tl.full([BN], float("nan"), tl.float64))
         proposed = tl.where(by_drift, slowed, proposed)
         proposed = tl.where(by_momentum, straight + pushed, proposed)
         own_rule = tl.where(slow, slowed, tl.where(fast, elapsed / total + pushed, plain))

@@ -17,8 +17,8 @@ from esper_ray.layers import ChunkedKasminaLayer
 from esper_ray.lifecycle import Budgets, ExtendedLifecycle, LifecycleManager, Refusal
 from esper_ray.seeds import ChunkManager
 from tests.kernels.cases import FUSED, LIMITS, Case, error
-from tests.kernels.step_cases import StepCase, check
 from tests.kernels.moves import RULES, Life
+from tests.kernels.step_cases import StepCase, check
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = (
