@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from esper_ray.kernels.triton_judge import REFUSALS, STATES
 from esper_ray.kernels.triton_tick import tick_kernel
 from esper_ray.lifecycle import MOVES
 
@@ -116,6 +117,7 @@ class Tick:
         self._arguments = (
             *state, self.floats, self.shorts, self.bytes, self.asked, self.signals, self.reason,
             self._moves, self.epoch, seeds, (*rules, 2 / rules.ramp_epochs),
+            STATES, REFUSALS,
         )  # fmt: skip
 
     def __call__(self, *, moves: bool = True, epoch: bool = True) -> None:

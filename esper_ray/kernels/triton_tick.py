@@ -11,31 +11,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from esper_ray.kernels.triton_judge import among, bits, refusal
-from esper_ray.lifecycle import BLENDED_STATES, TERMINAL_STATES, ExtendedLifecycle
-
-_S = ExtendedLifecycle
-_GRAFTING = tl.constexpr(int(_S.GRAFTING))
-_FIRST_TERMINAL = tl.constexpr(int(min(TERMINAL_STATES)))
-_BLENDED = bits(BLENDED_STATES)
-_FREED = bits((_S.DORMANT, _S.CULLED, _S.CANCELLED))
-_LINEAR = tl.constexpr(0)  # as in kernels.tick.STRATEGIES
-_DRIFT = tl.constexpr(1)
-_MOMENTUM = tl.constexpr(2)
-_ADAPTIVE = tl.constexpr(3)
-_STABILITY = tl.constexpr(4)
-_HISTORY = tl.constexpr(10)
-_LARGEST_COUNT = tl.constexpr(32_760)  # of transitions in int16: whole rings
-_LARGEST = tl.constexpr(2**31 - 1)
-_INT16_MAX = tl.constexpr(2**15 - 1)
-_UINT8_MAX = tl.constexpr(2**8 - 1)
-_REVERT_AT = tl.constexpr(3)
-_INF = tl.constexpr(float("inf"))
+from esper_ray.kernels.triton_judge import among, refusal
 
 
 @triton.jit
 def _finite(x):
-    return tl.abs(x) < _INF  # False for NaN too
+    return tl.abs(x) < float("inf")  # False for NaN too
 
 
 @triton.jit
@@ -54,11 +35,21 @@ def _limited(alpha, held, most):
 @triton.jit(do_not_specialize=["N"])
 def tick_kernel(COLUMNS, HISTORY, COUNT, METRICS, VALID, ALPHA, GENERATION, FLOATS, SHORTS, BYTES,
                 ASKED, SIGNALS, REASON, MOVES, EPOCH, N, RULES: tl.constexpr,
+                STATES: tl.constexpr, REFUSALS: tl.constexpr,
                 MOVE: tl.constexpr, AGE: tl.constexpr, BN: tl.constexpr):  # fmt: skip
     """With MOVE, judge and make the moves in ASKED; with AGE, one lifecycle epoch after them.
 
-    Shapes and the order of rows are those of `kernels.tick.Tick`; RULES are `kernels.tick.Rules`.
+    Shapes and the order of rows are those of `kernels.tick.Tick`; RULES are `kernels.tick.Rules`,
+    STATES and REFUSALS those of triton_judge.
     """
+    GRAFTING: tl.constexpr = STATES[3]
+    INT16_MAX: tl.constexpr = 32_767
+    UINT8_MAX: tl.constexpr = 255
+    LINEAR: tl.constexpr = 0  # as in kernels.tick.STRATEGIES
+    DRIFT: tl.constexpr = 1
+    MOMENTUM: tl.constexpr = 2
+    ADAPTIVE: tl.constexpr = 3
+    STABILITY: tl.constexpr = 4
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     m = n < N
     # Everything a seed may need is asked for at once: the second of two loads that wait for one
@@ -93,21 +84,22 @@ def tick_kernel(COLUMNS, HISTORY, COUNT, METRICS, VALID, ALPHA, GENERATION, FLOA
         epoch = tl.load(EPOCH)
         asked = m & (target != -1)
         reason, anew = refusal(
-            state, generation, own, target, expected, aged, cause, blueprint, chosen, MOVES, asked
-        )
+            state, generation, own, target, expected, aged, cause, blueprint, chosen, MOVES, asked,
+            STATES, REFUSALS, STABILITY + 1)  # fmt: skip
         moved = asked & (reason == 0)
         anew = anew & moved
         tl.store(REASON + n, tl.where(asked, reason, 0).to(tl.uint8), mask=m)
         tl.store(ASKED + n, tl.full([BN], -1, tl.int32), mask=asked)
-        # History and count.
-        ring = HISTORY + (count % _HISTORY) * 2 * N + n
+        # History and count; a count in int16 goes back by whole rings.
+        LENGTH: tl.constexpr = 10
+        ring = HISTORY + (count % LENGTH) * 2 * N + n
         tl.store(ring, state | (target << 8) | (cause << 16), mask=moved)
         tl.store(ring + N, tl.zeros([BN], tl.int32) + epoch, mask=moved)
-        count = tl.where(count < _LARGEST_COUNT, count, _HISTORY) + 1
+        count = tl.where(count < 32_760, count, LENGTH) + 1
         tl.store(COUNT + n, count.to(tl.int16), mask=moved)
         # The row; a renewed one begins as a row of a new layer does.
         to = tl.where(moved, target, 0)
-        own = tl.where(among(_FREED, to), -1, tl.where(blueprint >= 0, blueprint, own))
+        own = tl.where(among(STATES[6], to), -1, tl.where(blueprint >= 0, blueprint, own))
         kept = tl.where(anew, -1, tl.where(checkpoint >= 0, checkpoint, kept))
         tl.store(COLUMNS + n, to, mask=moved)
         tl.store(COLUMNS + N + n, own, mask=moved)
@@ -123,16 +115,16 @@ def tick_kernel(COLUMNS, HISTORY, COUNT, METRICS, VALID, ALPHA, GENERATION, FLOA
         tl.store(VALID + n, nought.to(tl.uint8), mask=anew)
         tl.store(GENERATION + n, (generation + 1).to(tl.int16), mask=anew)
         age = tl.where(moved, 0, age)
-        held = tl.where(moved, tl.where(among(_BLENDED, to), 1.0, 0.0), held)
+        held = tl.where(moved, tl.where(among(STATES[5], to), 1.0, 0.0), held)
         state = tl.where(moved, target, state)
         # Whoever enters GRAFTING remembers nothing.
-        born = moved & (target == _GRAFTING)
+        born = moved & (target == GRAFTING)
         velocity = tl.where(born, 0.0, velocity)
         last = tl.where(born, 0.0, last)
         pause = tl.where(born, 0, pause)
         paused = tl.where(born, 0, paused)
         ramp = tl.where(born, 0, ramp)
-        waited = tl.where(born, _INT16_MAX, waited)
+        waited = tl.where(born, INT16_MAX, waited)
         bad = tl.where(born, 0, bad)
         streak = tl.where(born, 0, streak)
         limited = limited & (born == 0)
@@ -160,21 +152,21 @@ def tick_kernel(COLUMNS, HISTORY, COUNT, METRICS, VALID, ALPHA, GENERATION, FLOA
         loss = tl.load(SIGNALS + 2 * N + n, mask=m, other=0.0)
         norm = tl.load(SIGNALS + 3 * N + n, mask=m, other=0.0)
         accuracy = tl.load(SIGNALS + 4 * N + n, mask=m, other=0.0)
-        age += tl.where((state < _FIRST_TERMINAL) & (age < _LARGEST), 1, 0)
-        grafting = m & (state == _GRAFTING)
+        age += tl.where((state < STATES[4]) & (age < 2**31 - 1), 1, 0)
+        grafting = m & (state == GRAFTING)
         touched = touched | grafting
         checked = grafting & (age % EVERY == 0)
         if SWITCH:
             improving = _wide(RULES[12])
             STREAK: tl.constexpr = RULES[13]
             COOLDOWN: tl.constexpr = RULES[14]
-            longer = streak + tl.where(streak < _UINT8_MAX, 1, 0)
+            longer = streak + tl.where(streak < UINT8_MAX, 1, 0)
             streak = tl.where(delta > improving, longer, 0)
-            waited += tl.where(waited < _INT16_MAX, 1, 0)
-            wanted = tl.where(streak >= STREAK, _MOMENTUM, strategy)
-            wanted = tl.where(drift > drift_max, _DRIFT, wanted)
+            waited += tl.where(waited < INT16_MAX, 1, 0)
+            wanted = tl.where(streak >= STREAK, MOMENTUM, strategy)
+            wanted = tl.where(drift > drift_max, DRIFT, wanted)
             failed = (loss >= loss_max) | (norm >= norm_max) | (accuracy >= accuracy_max)
-            wanted = tl.where(failed & checked, _STABILITY, wanted)
+            wanted = tl.where(failed & checked, STABILITY, wanted)
             switches = grafting & (wanted != strategy) & (waited >= COOLDOWN)
             velocity = tl.where(switches, 0.0, velocity)
             last = tl.where(switches, 0.0, last)
@@ -185,10 +177,10 @@ def tick_kernel(COLUMNS, HISTORY, COUNT, METRICS, VALID, ALPHA, GENERATION, FLOA
             waited = tl.where(switches, 0, waited)
             limited = limited | switches
             strategy = tl.where(switches, wanted, strategy)
-        by_drift = grafting & (strategy == _DRIFT)
-        by_momentum = grafting & (strategy == _MOMENTUM)
-        adaptive = grafting & (strategy == _ADAPTIVE)
-        by_stability = grafting & (strategy == _STABILITY)
+        by_drift = grafting & (strategy == DRIFT)
+        by_momentum = grafting & (strategy == MOMENTUM)
+        adaptive = grafting & (strategy == ADAPTIVE)
+        by_stability = grafting & (strategy == STABILITY)
         now = held.to(tl.float64)
         most = now + _wide(RULES[15])
         straight = age.to(tl.float64) / total
@@ -208,7 +200,7 @@ def tick_kernel(COLUMNS, HISTORY, COUNT, METRICS, VALID, ALPHA, GENERATION, FLOA
         hold = cautious & ((waiting > 0) | (_finite(drift) == 0))
         slowed = tl.where(hold, float("nan"), elapsed / total)
         pause = tl.where(cautious, tl.maximum(waiting - 1, 0), pause)
-        paused += tl.where(hold & (paused < _INT16_MAX), 1, 0)
+        paused += tl.where(hold & (paused < INT16_MAX), 1, 0)
         # Rule 2.
         eager = by_momentum | fast
         pushed = velocity * factor + delta
@@ -226,12 +218,12 @@ def tick_kernel(COLUMNS, HISTORY, COUNT, METRICS, VALID, ALPHA, GENERATION, FLOA
         stable = checked & known & stable
         failing = checked & known & (stable == 0)
         last = tl.where(stable, now, last)
-        bad = tl.where(stable, 0, bad + tl.where(failing & (bad < _UINT8_MAX), 1, 0))
+        bad = tl.where(stable, 0, bad + tl.where(failing & (bad < UINT8_MAX), 1, 0))
         steady = tl.where(bad > 0, straight * 0.5, straight)
-        steady = tl.where(bad >= _REVERT_AT, last, steady)
+        steady = tl.where(bad >= 3, last, steady)
         steady = tl.where(unclear, float("nan"), steady)
         # Each row takes the result of its own rule.
-        proposed = tl.where(strategy == _LINEAR, straight, tl.full([BN], float("nan"), tl.float64))
+        proposed = tl.where(strategy == LINEAR, straight, tl.full([BN], float("nan"), tl.float64))
         proposed = tl.where(by_drift, slowed, proposed)
         proposed = tl.where(by_momentum, straight + pushed, proposed)
         own_rule = tl.where(slow, slowed, tl.where(fast, elapsed / total + pushed, plain))

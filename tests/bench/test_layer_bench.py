@@ -8,6 +8,7 @@ import torch
 from esper_ray.bench.layer import Floor, measure
 from esper_ray.bench.layer_case import LayerCase, PlainLoop
 from esper_ray.bench.pairs import Ratio, compare, cpu_seconds
+from esper_ray.bench.tick import ready
 from esper_ray.errors import ConfigError
 
 
@@ -47,6 +48,17 @@ def test_the_floor_counts_the_bytes_that_must_move() -> None:
     forward = Floor(case, 3e12, 7.5e14).ratio(training=False)
     moved, operations = 2 * 2_048 * 64_000 * 2, 2 * 2_048 * 4_096 * 64_000
     assert forward == pytest.approx(1 + moved / 3e12 / (operations / 7.5e14))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter runs without one")
+def test_every_seed_of_the_tick_that_is_timed_moves_or_grafts() -> None:
+    ticks, batch = ready("cpu", 100)
+    ticks.tick()
+    assert len(batch.seed_ids) == 50
+    assert not ticks.reasons(batch).any()
+    grafting = ticks.state.lifecycle_state[1::2] == 3
+    assert grafting.all()
+    assert (ticks.state.alpha[1::2] > 0).any()  # others drift, and hold theirs
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA device")

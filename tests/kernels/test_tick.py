@@ -176,18 +176,20 @@ import re
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from esper_ray.grafting import GraftingSettings
+from esper_ray.kernels.triton_judge import REFUSALS, STATES
 from esper_ray.kernels.triton_tick import tick_kernel
 from esper_ray.seeds.device_tick import rules_of
 
 kinds = "i32 i32 i16 fp32 u8 fp32 i16 fp64 i16 u8 i32 fp64 u8 u8 i32".split()
 rules = rules_of(GraftingSettings(ramp_epochs=49))
-fixed = dict(RULES=(*rules, 2 / 49), MOVE=True, AGE=True, BN=64)
+fixed = dict(RULES=(*rules, 2 / 49), STATES=STATES, REFUSALS=REFUSALS, MOVE=True, AGE=True, BN=64)
 names = tick_kernel.arg_names
 kinds = [*("*" + kind for kind in kinds), "i32", *["constexpr"] * len(fixed)]
 places = {(names.index(name),): value for name, value in fixed.items()}
 source = ASTSource(tick_kernel, dict(zip(names, kinds, strict=True)), places)
 options = {"num_warps": 2, "enable_fp_fusion": False}
 ptx = compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+assert not tick_kernel.used_global_vals  # Triton compares each at every launch
 print(*re.findall(r"(?:fma|div|bar)\\.[a-z0-9.]+|0d[0-9A-F]{16}", ptx))
 """
 
