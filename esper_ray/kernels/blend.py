@@ -72,8 +72,9 @@ class _Blend(torch.autograd.Function):
         dz = None if z is None else torch.empty_like(z)
         own_sums = _wide_gradients if seeds.layout.wide else _gradients
         partial = own_sums(seeds, g, dz, z, kept, weights)
-        dw = torch.zeros_like(weights)
-        dw.index_copy_(0, seeds.listed_slots, partial.sum(0))
+        dw = partial.sum(0)
+        if not seeds.everyone:
+            dw = torch.zeros_like(weights).index_copy_(0, seeds.listed_slots, dw)
         return gh, dz, dw, None, None
 
 

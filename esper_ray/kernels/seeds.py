@@ -19,7 +19,8 @@ class Seeds:
     `alpha` float32, `starts` and `sizes` int64, `slots` int32, `faults` float32, which is set to 1
     for a seed whose output is not finite. `columns`, `kept`, `padding` and `own` are those of
     ChunkRows. `listed_slots` int64 and `listed_alpha` are those of `ids`, (rows,) both.
-    `dense` says that `ids` are all seeds, in order, of chunks of one size.
+    `dense` says that `ids` are all seeds, in order, of chunks of one size, `everyone` that they are
+    all slots, in order.
     """
 
     form: Form
@@ -37,6 +38,7 @@ class Seeds:
     listed_slots: Tensor
     listed_alpha: Tensor
     dense: bool
+    everyone: bool = False
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

@@ -66,9 +66,10 @@ class FusedBlend:
         if u is None:
             return None
         weight = self._layer.bank.weights[str(self._form.read)]
-        own = weight.index_select(0, seeds.listed_slots).to(dtype)  # (rows, inputs, hidden)
-        side: Tensor = own.transpose(0, 1).flatten(1)
-        return torch.mm(u.to(dtype), side)
+        own = weight if seeds.everyone else weight.index_select(0, seeds.listed_slots)
+        side = own.transpose(0, 1)  # (inputs, rows, hidden)
+        side = side.to(dtype, memory_format=torch.contiguous_format)
+        return torch.mm(u.to(dtype), side.flatten(1))
 
     def _seeds(self, rows: ChunkRows) -> list[Seeds]:
         """What the kernel is told of the listed seeds; made anew only when the list is."""
@@ -97,4 +98,5 @@ class FusedBlend:
             layer.bank.slots(rows.ids),
             layer.state.alpha.index_select(0, rows.ids),
             rows.whole,
+            rows.whole and layer.bank.everyone,
         )

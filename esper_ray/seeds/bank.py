@@ -179,6 +179,11 @@ class SeedBank(nn.Module):
             self.slot_of_seed[rows] = -1
             self.seed_of_slot[slots] = -1
 
+    @property
+    def everyone(self) -> bool:
+        """Whether every seed has the slot of its own number, for good."""
+        return self._everyone
+
     @torch.no_grad()
     def drop_copies(self, rows: Tensor) -> None:
         """Drop the copies of seeds `rows`, which have nothing to go back to any more."""
