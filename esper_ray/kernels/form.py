@@ -11,6 +11,8 @@ TRITON_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 
 _WIDE_BLOCK: Final = 64
 _WIDE_MATRIX: Final = 2048
+_LARGEST: Final = {2: 8192, 4: 2048}
+"""Bytes per number -> entries of a tile's matrices, as compiled for compute capability 9.0."""
 
 Activation = Literal["identity", "relu", "gelu"]
 
@@ -64,6 +66,15 @@ class Layout:
     def wide(self) -> bool:
         """Whether the matrices of a seed are more than a program should hold at once."""
         return self.tile == 1 and self.columns * self.hidden_columns >= _WIDE_MATRIX
+
+    def held(self, itemsize: int) -> bool:
+        """Whether a program can hold its share of numbers of `itemsize` bytes.
+
+        Sizes that pass need at most some 96 KiB of shared memory, which every card has since
+        compute capability 8.0.
+        """
+        matrix = self.columns * self.hidden_columns
+        return self.columns * itemsize <= 256 and (self.wide or matrix <= _LARGEST[itemsize])
 
     @property
     def block(self) -> int:

@@ -40,7 +40,8 @@ class FusedBlend:
             dtype = h.dtype
             exact = dtype in (torch.float32, torch.float64) and h.is_contiguous()
             return exact and all(w.dtype == dtype for w in self._weights())
-        return h.dtype in TRITON_DTYPES and h.is_contiguous()
+        fine = h.dtype in TRITON_DTYPES and h.is_contiguous() and h.numel() > 0
+        return fine and self._layout.held(h.dtype.itemsize)
 
     def blend(self, h: Tensor, u: Tensor | None, rows: ChunkRows, in_place: bool) -> Tensor:
         """h (..., width) with the seeds of `rows` blended in; u (samples, inputs) or None."""
