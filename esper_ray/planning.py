@@ -71,6 +71,7 @@ def plan_run(config: RunConfig) -> RunPlan:
     sample, _ = dataset.train.take(torch.zeros(2, dtype=torch.int64))
     found = _modules(factories, sample)
     matched = match_targets(found, config.seeds.targets)
+    config = _with_blueprint(config, matched)
     seeds = seed_spec(config.seeds)
     layers = tuple(_layer_plan(config, seeds, factories, module) for module in matched)
     source = DataSpec(
@@ -99,6 +100,13 @@ def plan_run(config: RunConfig) -> RunPlan:
         for index, factory in enumerate(factories)
     )
     return RunPlan(stages, layers, _coordinator_spec(config, len(stages), layers), dataset.card)
+
+
+def _with_blueprint(config: RunConfig, matched: Sequence[ModuleInfo]) -> RunConfig:
+    """The same with the blueprint by its name: a run has one, which its checkpoints hold."""
+    name = config.seeds.kind_for(feeds=all(module.mlp for module in matched))
+    seeds = config.seeds.model_copy(update={"blueprint": name})
+    return config.model_copy(update={"seeds": seeds})
 
 
 def _modules(factories: list[StageFactory], sample: Tensor) -> list[ModuleInfo]:

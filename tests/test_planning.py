@@ -191,3 +191,21 @@ def test_a_blueprint_cannot_read_the_input_of_a_layer_that_takes_bytes(name: str
         plan(seeds={"blueprint": name, "targets": ["reader.embedding"], "seeds_per_layer": 2})
     assert "a blueprint that reads its chunk" in caught.value.hint
     plan(seeds={"targets": ["reader.embedding"], "seeds_per_layer": 2})
+
+
+@pytest.mark.parametrize(
+    ("seeds", "name"),
+    [
+        ({}, "input_mlp"),
+        ({"targets": ["reader.embedding", "*.hidden"]}, "bottleneck"),
+        ({"objective": "reconstruction"}, "autoencoder"),
+        ({"blueprint": "affine"}, "affine"),
+    ],
+)
+def test_a_run_grows_what_suits_its_modules_and_stores_the_name(
+    seeds: dict[str, Any], name: str
+) -> None:
+    found = plan(seeds={"seeds_per_layer": 2, **seeds})
+    assert {stage.seeds.blueprint for stage in found.stages} == {name}
+    assert found.coordinator.policy.blueprint_id == blueprint(name).blueprint_id
+    assert found.coordinator.manifest["config"]["seeds.blueprint"] == name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -111,6 +111,9 @@ class GraftingConfig(Section):
     selection: SelectionConfig = Field(default_factory=SelectionConfig)
 
 
+AUTO: Final = "auto"
+
+
 class SeedsConfig(Section):
     """Which modules carry seeds, and what a seed grows."""
 
@@ -123,10 +126,11 @@ class SeedsConfig(Section):
     """Features of each chunk, in order; by default they are as equal as can be."""
     epoch_steps: Positive = 8
     """Optimiser steps of a lifecycle epoch."""
-    blueprint: str = "bottleneck"
+    blueprint: str = AUTO
     """What a seed grows: `bottleneck`, `low_rank` or `affine` on its chunk, `input_mlp` on the
     layer's whole input, `input_chunk_mlp` on both, `autoencoder` for `reconstruction`, or
-    [one of your own](growth.md#a-blueprint-of-your-own)."""
+    [one of your own](growth.md#a-blueprint-of-your-own). `auto`: `input_mlp` if all modules are
+    Linear or MLPs that show their input, else `bottleneck`; `autoencoder` for `reconstruction`."""
     hidden: Size = 32
     """Hidden units of a blueprint."""
     objective: str = "gradient_target"
@@ -138,6 +142,14 @@ class SeedsConfig(Section):
     warmup_steps: NotNegative = 10
     """Optimiser steps over which a newborn seed's learning rate rises."""
     grafting: GraftingConfig = Field(default_factory=GraftingConfig)
+
+    def kind_for(self, *, feeds: bool) -> str:
+        """Name of the blueprint; `feeds` where it should read the layer's input."""
+        if self.blueprint != AUTO:
+            return self.blueprint
+        if self.objective == "reconstruction":
+            return "autoencoder"
+        return "input_mlp" if feeds else "bottleneck"
 
 
 class BudgetConfig(Section):

@@ -16,6 +16,7 @@ from esper_ray.errors import ConfigError, NoMatch
 from esper_ray.growth.spec import LayerSpec, StageSpec
 from esper_ray.keyed_random import reseed, stream_key
 from esper_ray.layers import LayerSeeds, attach_seeds
+from esper_ray.layers.mlp import is_mlp
 from esper_ray.models import StageFactory
 
 
@@ -46,7 +47,7 @@ class ModuleInfo:
     """A module found in a stage: full name, kind, output shape after the samples, weights.
 
     `inputs` are the features of its input, 0 unless that is one float tensor shaped like the
-    output but for the last dimension.
+    output but for the last dimension. `mlp` says whether seeds should read it.
     """
 
     stage: int
@@ -56,6 +57,7 @@ class ModuleInfo:
     shape: tuple[int, ...]
     parameters: int
     inputs: int = 0
+    mlp: bool = False
 
 
 def inspect_stages(stages: Sequence[StageFactory], sample: Tensor) -> list[list[ModuleInfo]]:
@@ -107,7 +109,8 @@ class _Recorder:
         name, kind = f"{self.stage_name}.{self.path}", type(module).__name__
         shape = tuple(output.shape[1:])
         read = _readable(inputs, output)
-        self.into.append(ModuleInfo(self.stage, name, self.path, kind, shape, weights, read))
+        mlp = read > 0 and is_mlp(module)
+        self.into.append(ModuleInfo(self.stage, name, self.path, kind, shape, weights, read, mlp))
 
 
 def _readable(inputs: tuple[object, ...], output: Tensor) -> int:

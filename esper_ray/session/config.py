@@ -11,7 +11,7 @@ from torch import nn
 from esper_ray.blueprints import blueprint
 from esper_ray.config import LifecycleConfig
 from esper_ray.config.reading import explained
-from esper_ray.config.schema import NotNegative, SeedsConfig, Size
+from esper_ray.config.schema import AUTO, NotNegative, SeedsConfig, Size
 from esper_ray.errors import ConfigError
 from esper_ray.growth.objectives import objective
 from esper_ray.layers import Output
@@ -19,7 +19,6 @@ from esper_ray.layers import Output
 Selector: TypeAlias = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 """A pattern of module names, a class, or a function of name and module."""
 
-AUTO = "auto"
 _OF_MODELS = {"targets", "exclude", "output", "width"}
 
 
@@ -60,14 +59,6 @@ class SeedConfig(SeedsConfig):
             if not isinstance(entry, str) and not callable(entry):
                 raise ValueError(f"{entry!r} is no pattern, class or function of name and module")
         return value
-
-    def kind_for(self, *, feeds: bool) -> str:
-        """Name of the blueprint of a layer; `feeds` where it should read the layer's input."""
-        if self.blueprint != AUTO:
-            return self.blueprint
-        if self.objective == "reconstruction":
-            return "autoencoder"
-        return "input_mlp" if feeds else "bottleneck"
 
     def growing(self, name: str) -> SeedConfig:
         """The same with a blueprint of that name, which must fit the objective."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from esper_ray.errors import ConfigError
 from esper_ray.layers import Output, host_input
+from esper_ray.layers.mlp import elementwise, is_mlp
 from esper_ray.session.config import SeedConfig
 from esper_ray.session.evaluating import evaluating
 from esper_ray.session.matching import match
@@ -61,7 +62,7 @@ def find_sites(model: nn.Module, config: SeedConfig, sample: Any = None) -> list
             kind=type(module).__name__,
             width=seen[name].width,
             inputs=seen[name].inputs,
-            blueprint=config.kind_for(feeds=seen[name].inputs > 0 and _is_mlp(module)),
+            blueprint=config.kind_for(feeds=seen[name].inputs > 0 and is_mlp(module)),
             part=outputs[name].part,
             feature_dim=outputs[name].feature_dim,
         )
@@ -89,7 +90,6 @@ def _known(name: str, module: nn.Module, told: Told | None, config: SeedConfig) 
 _Conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _ByChannel = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-_ELEMENTWISE = (nn.Identity, nn.Dropout)
 
 
 def _of_conv(conv: Any) -> Told:
@@ -123,28 +123,13 @@ def read(module: nn.Module) -> Told | None:
 def _of_sequential(module: nn.Sequential) -> Told | None:
     """By the last child that says, if what follows it works on each element alone."""
     children = list(module)
-    last = next((c for c in reversed(children) if not _elementwise(c)), None)
+    last = next((c for c in reversed(children) if not elementwise(c)), None)
     told = None if last is None else read(last)
     if told is None:
         return None
-    first = next(c for c in children if not _elementwise(c))
+    first = next(c for c in children if not elementwise(c))
     inner = read(first)
-    return told._replace(inputs=inner.inputs if inner is not None and _is_mlp(module) else 0)
-
-
-def _elementwise(module: nn.Module) -> bool:
-    softmax = isinstance(module, nn.Softmax | nn.LogSoftmax | nn.MultiheadAttention)
-    activation = type(module).__module__ == "torch.nn.modules.activation" and not softmax
-    return activation or isinstance(module, _ELEMENTWISE)
-
-
-def _is_mlp(module: nn.Module) -> bool:
-    """Whether its leaves are Linear, with norms of features and what works on each element."""
-    leaves = [m for m in module.modules() if next(m.children(), None) is None]
-    fine = (nn.Linear, nn.LayerNorm, nn.RMSNorm)
-    return any(isinstance(m, nn.Linear) for m in leaves) and all(
-        isinstance(m, fine) or _elementwise(m) for m in leaves
-    )
+    return told._replace(inputs=inner.inputs if inner is not None and is_mlp(module) else 0)
 
 
 # ---- what one forward shows --------------------------------------------------------------------

@@ -25,6 +25,7 @@ seeds:
   targets: ["*.hidden"]
   seeds_per_layer: 4
   epoch_steps: 2
+  blueprint: bottleneck
   hidden: 4
   warmup_steps: 0
   grafting: {strategy: linear, ramp_epochs: 2}

@@ -25,6 +25,7 @@ def short_run(url: Path, **changes: Any) -> dict[str, Any]:
         "seeds": {
             "targets": ["*.hidden"],
             "epoch_steps": 4,
+            "blueprint": "bottleneck",
             "hidden": 16,
             "lr": 8e-3,
             "grafting": {"strategy": "linear", "ramp_epochs": 6},
