@@ -208,4 +208,5 @@ def test_a_run_grows_what_suits_its_modules_and_stores_the_name(
     found = plan(seeds={"seeds_per_layer": 2, **seeds})
     assert {stage.seeds.blueprint for stage in found.stages} == {name}
     assert found.coordinator.policy.blueprint_id == blueprint(name).blueprint_id
-    assert found.coordinator.manifest["config"]["seeds.blueprint"] == name
+    stored: Any = found.coordinator.manifest["config"]
+    assert stored["seeds.blueprint"] == name
