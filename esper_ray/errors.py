@@ -43,6 +43,12 @@ class StorageUnavailable(EsperError):
     exit_code = 2
 
 
+class CapabilityError(EsperError):
+    """The store lacks what the commit protocol needs: a create that fails if the object exists."""
+
+    exit_code = 2
+
+
 class CheckpointNotFound(EsperError, ValueError):
     """Nothing is stored where a checkpoint was asked for."""
 

@@ -72,7 +72,7 @@ class Runtime:
             address or cluster.address, cluster.wait_for_resources_s, cluster.step_timeout_s
         )
         self._engine: Engine = LocalEngine() if local else RayEngine(settings)
-        self.root = Root.open(config.storage_url, config.storage.options)
+        self.root = Root.open(config.storage_url, **config.storage_access)
         if self.root.url.startswith("memory:") and not local:
             raise ConfigError(
                 f"storage.url {self.root.url!r} is the memory of one process",
@@ -112,6 +112,8 @@ class Runtime:
         for epoch in range(done, self.config.train.epochs):
             self.train_epoch(epoch)
             report = self._engine.end_epoch(epoch)
+            if report.upload_error:
+                self._warn(f"a checkpoint is not stored yet: {report.upload_error}")
             on_epoch(report)
         test = self._engine.evaluate("test")
         root, body = self.root, found.body if found is not None else {}
@@ -182,7 +184,7 @@ class Runtime:
                 return None
             return self._checked(Found(self.root, *newest))
         url, selector = split_url(resume)
-        root = Root.open(url, self.config.storage.options)
+        root = Root.open(url, **self.config.storage_access)
         stored = CheckpointManager(RunLog(root))
         seq = stored.resolve(selector)
         return self._checked(Found(root, seq, stored.load(seq)))

@@ -12,7 +12,7 @@ from esper_ray.errors import (
     FencedError,
     StorageUnavailable,
 )
-from esper_ray.storage import manifest, objects
+from esper_ray.storage import capability, manifest, objects
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.manifest import LogRef, SegmentRef
 from esper_ray.storage.objects import commit_path, epoch_path
@@ -84,7 +84,11 @@ class RunLog:
         self._attempt: tuple[tuple[int, bytes], bytes] | None = None
 
     def open_epoch(self, resumed_from: int | None, source: str | None = None) -> EpochRecord:
-        """Record one start of the run, fresh or resumed from a commit; commits may follow."""
+        """Record one start of the run, fresh or resumed from a commit; commits may follow.
+
+        CapabilityError, and nothing stored, where the store has no conditional create.
+        """
+        capability.check_conditional_create(self.root)
         objects.ensure_format(self.root)
         for _ in range(_EPOCH_ATTEMPTS):
             seqs = self.commit_numbers()

@@ -130,6 +130,14 @@ class Root:
                 return local_disk.regular_size(local_disk.below(self._prefix, path))
             return self._remote.size(path)
 
+    def modified(self, path: str) -> float:
+        """When an object was last written, seconds since 1970 by the store's own clock."""
+        _check_relative(path)
+        with self._explained("read", path):
+            if self.local:
+                return local_disk.modified(local_disk.below(self._prefix, path))
+            return self._remote.modified(path)
+
     def remove(self, path: str) -> None:
         """Delete one object; one that is absent is gone already."""
         _check_relative(path)

@@ -48,6 +48,11 @@ def remove(path: str) -> None:
         _sync_folder(os.path.dirname(path))
 
 
+def modified(path: str) -> float:
+    """When a name was last written, seconds since 1970; links are not followed."""
+    return os.stat(path, follow_symlinks=False).st_mtime
+
+
 def check_prefix(prefix: str) -> None:
     """Raise StorageUnavailable where `prefix` is, or lies below, something that is no folder."""
     place = prefix

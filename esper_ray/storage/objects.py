@@ -6,6 +6,7 @@ import hashlib
 import re
 import secrets
 import socket
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +18,7 @@ from esper_ray.storage.manifest import LogRef, SegmentRef
 FORMAT_FILE = "FORMAT.json"
 FORMAT_VERSION = 1
 COMMIT_NAME = re.compile(r"[0-9]{20}\.json")
+_CONFIRM_PAUSES_S = (0.05, 0.2, 0.8)
 EPOCH_NAME = re.compile(r"[0-9]{8}\.json")
 
 
@@ -54,19 +56,30 @@ def header(kind: str, run_epoch: int) -> dict[str, Any]:
 
 def create_or_confirm(root: Root, path: str, data: bytes) -> None:
     """Create an object; an equal one that stands there is ours, another is a FencedError."""
-    try:
-        root.create(path, data)
-    except (FileExistsError, StorageUnavailable) as error:
-        # Whatever the reply says, or if it was lost: the stored object is the truth.
+    for pause_s in _CONFIRM_PAUSES_S:
         try:
-            ours = root.size(path) == len(data) and root.read(path, len(data)) == data
-        except (FileNotFoundError, StorageUnavailable):
-            raise error from None
-        if not ours:
-            raise FencedError(
-                f"{root.url}/{path} belongs to another writer",
-                "stop one of the two runs, or give each its own URL",
-            ) from error
+            root.create(path, data)
+        except (FileExistsError, StorageUnavailable) as error:
+            # Whatever the reply says, or if it was lost: the stored object is the truth.
+            try:
+                ours = root.size(path) == len(data) and root.read(path, len(data)) == data
+            except FileNotFoundError:
+                if isinstance(error, StorageUnavailable):
+                    raise error from None
+                time.sleep(pause_s)
+                continue  # a conflict with nothing: the same bytes may be tried again
+            except StorageUnavailable as unread:
+                raise (unread if isinstance(error, FileExistsError) else error) from None
+            if not ours:
+                raise FencedError(
+                    f"{root.url}/{path} belongs to another writer",
+                    "stop one of the two runs, or give each its own URL",
+                ) from error
+        return
+    raise StorageUnavailable(
+        f"{root.url}/{path} can neither be created nor read: it is said to exist, and to be absent",
+        "check what else writes or deletes there, then run the same command again",
+    )
 
 
 def read_manifest(root: Root, path: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from fsspec.asyn import sync
@@ -18,6 +19,7 @@ from esper_ray.errors import CorruptError, StorageUnavailable
 from esper_ray.storage.remote_errors import Failure, classify
 from esper_ray.storage.urls import make_file_system
 
+_MODIFIED: Final = ("LastModified", "last_modified", "updated", "mtime", "created")
 _ATTEMPTS: Final = 3  # that a call which gets no answer has within its time
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 _SLOWEST: Final = 1 << 20  # bytes per second that a transfer is given time for
@@ -80,6 +82,15 @@ class RemoteStore:
         if info.get("type") == "directory":
             raise FileNotFoundError(errno.ENOENT, "a folder, no object", path)
         return int(info["size"])
+
+    def modified(self, path: str) -> float:
+        """When an object was last written, seconds since 1970 by the store's own clock."""
+        info = self._call("info", path)
+        told = next((info[key] for key in _MODIFIED if info.get(key)), None)
+        if told is None:
+            raise CorruptError(f"{self._url}/{path} has no time of its last change")
+        moment = told if isinstance(told, datetime) else datetime.fromisoformat(str(told))
+        return moment.timestamp()
 
     def exists(self, path: str) -> bool:
         """Whether there is such an object."""

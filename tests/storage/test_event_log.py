@@ -202,7 +202,7 @@ def test_part_of_a_writer_killed_before_its_commit_is_an_orphan(tmp_path: Path) 
 
 def spoil(root: Root, path: str, data: bytes | None) -> None:
     if data is None:
-        root._fs.rm(path)
+        root.remove(path)
     else:
         root.replace(path, data)
 

@@ -91,6 +91,7 @@ class FlakyRoot(Root):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.errors, attempt, renew = [], self._remote._attempt, self._remote._renew
+        remote: Any = self._remote
 
         def flaky(*args: Any) -> Any:
             self.attempts += 1
@@ -102,8 +103,7 @@ class FlakyRoot(Root):
             self.renewals += 1
             renew()
 
-        self._remote._attempt = flaky  # type: ignore[method-assign]
-        self._remote._renew = counted  # type: ignore[method-assign]
+        remote._attempt, remote._renew = flaky, counted
 
 
 @pytest.fixture
