@@ -45,6 +45,13 @@ def s3_options(endpoint: str, key: str = "testkey", secret: str = "testsecret") 
     return {"key": key, "secret": secret, "endpoint_url": endpoint, "skip_instance_cache": True}
 
 
+def azure_connection(address: str) -> str:
+    """How to reach an Azure emulator at an address."""
+    account = f"AccountName={_AZURE_ACCOUNT};AccountKey={_AZURE_KEY}"
+    endpoint = f"{address}/{_AZURE_ACCOUNT}"
+    return f"DefaultEndpointsProtocol=http;{account};BlobEndpoint={endpoint};"
+
+
 def node_program(name: str) -> str:
     """A program that `make` installed by npm below the virtual environment."""
     found = Path(sys.prefix) / "node" / "node_modules" / ".bin" / name
@@ -116,10 +123,9 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder, port = tmp_path_factory.mktemp("azurite"), free_port()
     command = [program, "--silent", "--disableTelemetry", "--skipApiVersionCheck"]
     command += ["--location", str(folder), "--blobHost", "127.0.0.1", "--blobPort", str(port)]
-    endpoint = f"http://127.0.0.1:{port}/{_AZURE_ACCOUNT}"
-    account = f"AccountName={_AZURE_ACCOUNT};AccountKey={_AZURE_KEY}"
-    connection = f"DefaultEndpointsProtocol=http;{account};BlobEndpoint={endpoint};"
-    with serving(command, endpoint, folder / "server.log"):
+    address = f"http://127.0.0.1:{port}"
+    connection = azure_connection(address)
+    with serving(command, address, folder / "server.log"):
         from azure.storage.blob import BlobServiceClient
 
         with BlobServiceClient.from_connection_string(connection) as client:

@@ -12,6 +12,8 @@ from fsspec.exceptions import FSTimeoutError
 from esper_ray.errors import CorruptError, StorageUnavailable
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.remote_errors import Failure, classify
+from tests.servers.fixtures import Place, azure_connection, s3_options
+from tests.servers.processes import free_port
 
 
 class ClientError(Exception):
@@ -166,3 +168,57 @@ def test_truncated_reply_is_refused(flaky: FlakyRoot, monkeypatch: pytest.Monkey
 def test_url_with_characters_that_clients_interpret_is_refused(url: str) -> None:
     with pytest.raises(StorageUnavailable, match="characters"):
         Root.open(url)
+
+
+# ------------------------------------------------------------------ a real server
+
+
+@pytest.mark.s3
+def test_credentials_that_changed_are_read_again_within_the_call(
+    weed: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from_environment = {k: v for k, v in weed.options.items() if k not in ("key", "secret")}
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "expired")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "expired")
+    root = Root.open(f"{weed.url}/credentials{time.time_ns()}", from_environment, timeout_s=5)
+    with pytest.raises(StorageUnavailable, match=root.url) as caught:
+        root.create("x", b"1")
+    assert "check your credentials" in caught.value.hint
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", weed.options["key"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", weed.options["secret"])
+    root.create("x", b"1")
+    assert root.read("x", 1) == b"1"
+
+
+ABSENT = [
+    "moto",
+    pytest.param("gcs", marks=pytest.mark.gcs),
+    pytest.param("azurite", marks=pytest.mark.az),
+]
+
+
+@pytest.mark.parametrize("store", ABSENT)
+def test_bucket_that_does_not_exist_is_named(store: str, request: pytest.FixtureRequest) -> None:
+    place: Place = request.getfixturevalue(store)
+    url = f"{place.url.partition('://')[0]}://no-such-bucket/run"
+    root = Root.open(url, place.options, timeout_s=5)
+    assert root.names("") == []
+    with pytest.raises(StorageUnavailable, match=f"{url}/x") as caught:
+        root.create("x", b"1")
+    assert "create this bucket" in caught.value.hint
+
+
+@pytest.mark.parametrize("url", ["s3://esper/run", "gs://esper/run", "az://esper/run"])
+def test_endpoint_where_nobody_listens_is_named_within_the_time(url: str) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    options: dict[str, Any] = {
+        "s3": s3_options(nobody),
+        "gs": {"token": "anon", "endpoint_url": nobody},
+        "az": {"connection_string": azure_connection(nobody)},
+    }[url.partition(":")[0]]
+    root = Root.open(url, options, timeout_s=1.5)
+    began = time.monotonic()
+    with pytest.raises(StorageUnavailable, match=f"cannot read {url}/x") as caught:
+        root.read("x", 1)
+    assert time.monotonic() - began < 4
+    assert "check that the URL and its endpoint answer" in caught.value.hint
