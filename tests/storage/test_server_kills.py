@@ -27,13 +27,14 @@ def mortal(weed_server: S3Server) -> Iterator[S3Server]:
 
 def kill_under_load(server: S3Server, kills: int, writers: int, seed: int) -> list[int]:
     """Kill and start the server again and again; acknowledged commits of each writer, checked."""
-    place, dice, over = Place("s3://esper", s3_options(server.endpoint)), random.Random(seed), []
+    place, dice = Place("s3://esper", s3_options(server.endpoint)), random.Random(seed)
     roots = [place.root(timeout_s=6.0) for _ in range(writers)]
+    over = threading.Event()
     working = [Writer(RunLog(root)) for root in roots]
 
     def write(writer: Writer) -> None:
         writer.start()
-        while not over:
+        while not over.is_set():
             writer.commit(size=100_000)
 
     threads = [threading.Thread(target=write, args=(writer,)) for writer in working]
@@ -44,7 +45,7 @@ def kill_under_load(server: S3Server, kills: int, writers: int, seed: int) -> li
         server.kill()
         time.sleep(dice.uniform(0.0, 1.0))
         server.start()
-    over.append(True)
+    over.set()
     for thread in threads:
         thread.join()
     for writer, root in zip(working, roots, strict=True):
