@@ -39,7 +39,7 @@ class RemoteStore:
     ) -> None:
         self._url, self._options, self._timeout_s = url.rstrip("/"), dict(options), timeout_s
         self._make = functools.partial(make_file_system, scheme, url)
-        self._memory = scheme == "memory"
+        self._scheme = scheme
         fs = self._make(self._options)
         self._prefix = str(fs._strip_protocol(url)).rstrip("/")
         if not self._prefix:
@@ -50,8 +50,10 @@ class RemoteStore:
 
     def create(self, path: str, data: bytes) -> None:
         """Create one object; FileExistsError if it is there, be it by a reply that was lost."""
-        with _MEMORY_CREATE if self._memory else contextlib.nullcontext():
-            self._call("pipe_file", path, data, mode="create", size=len(data))
+        # gcsfs states the condition when it begins an upload in parts, not when it ends it.
+        whole = {"chunksize": len(data) + 1} if self._scheme in ("gs", "gcs") else {}
+        with _MEMORY_CREATE if self._scheme == "memory" else contextlib.nullcontext():
+            self._call("pipe_file", path, data, mode="create", size=len(data), **whole)
 
     def replace(self, path: str, data: bytes) -> None:
         """Put one object, whatever is there."""

@@ -103,6 +103,16 @@ def test_large_object_is_whole(any_root: Root) -> None:
     assert any_root.read("large", len(data)) == data
 
 
+@pytest.mark.soak
+def test_object_that_is_sent_in_parts_is_created_once_too(any_root: Root) -> None:
+    data = bytes(range(256)) * (101 << 12)  # 101 MiB; s3fs sends more than 100 in parts
+    any_root.create("large", data)
+    for other in (data[::-1], b"small"):
+        with pytest.raises(FileExistsError):
+            any_root.create("large", other)
+    assert any_root.read("large", len(data)) == data
+
+
 def test_listing_is_sorted_and_shows_what_another_client_did(place: Place) -> None:
     ours, theirs = place.root("listing" + str(time.time_ns())), None
     assert ours.names("a") == []
