@@ -154,6 +154,13 @@ def test_config_cannot_be_changed() -> None:
         parse_config({"run": "a"}).seed = 1  # type: ignore[misc]
 
 
+def test_storage_is_opened_as_the_run_says() -> None:
+    said = {"options": {"anon": True}, "timeout_s": 5.0, "single_writer": "unsafe"}
+    access = parse_config({"run": "a", "storage": said}).storage_access
+    assert access == {"storage_options": {"anon": True}, "timeout_s": 5.0, "unsafe": True}
+    assert parse_config({"run": "a"}).storage_access["unsafe"] is False
+
+
 def test_storage_defaults_to_a_folder_of_the_run() -> None:
     assert parse_config({"run": "a"}).storage_url == "runs/a/checkpoints"
 

@@ -180,7 +180,7 @@ class Root:
             where = f"{self.url}/{path}".rstrip("/")
             if verb == "list" and isinstance(error, NotADirectoryError):
                 raise CorruptError(f"{where} is not a folder") from error
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            reason = getattr(error, "strerror", None) or str(error) or _unsaid(error)
             hint = _hint(error) if self.local else _remote_hint(error, self._timeout_s)
             raise StorageUnavailable(f"cannot {verb} {where}: {reason}", hint) from error
 
@@ -190,6 +190,10 @@ def _check_relative(path: str) -> None:
     # "?" and "#" are in no name of ours, and some clients read a version of the object into them.
     if set(path) & _REFUSED or any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"{path!r} is not a path below the storage prefix")
+
+
+def _unsaid(error: Exception) -> str:
+    return "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
 
 
 def _hint(error: Exception) -> str:

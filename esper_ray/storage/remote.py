@@ -21,7 +21,7 @@ from esper_ray.storage.urls import make_file_system
 
 _MODIFIED: Final = ("LastModified", "last_modified", "updated", "mtime", "created")
 _ATTEMPTS: Final = 3  # that a call which gets no answer has within its time
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LEAST_S = 0.05, 2.0, 0.01
 _SLOWEST: Final = 1 << 20  # bytes per second that a transfer is given time for
 # fsspec's memory store looks first and writes later; threads of one process would both win.
 _MEMORY_CREATE = threading.Lock()
@@ -118,11 +118,13 @@ class RemoteStore:
 
     def _call(self, method: str, *args: object, size: int = 0, **kwargs: object) -> Any:
         """The result of a call, repeated while that may help and there is time."""
-        began, renewed, pause = time.monotonic(), False, _FIRST_PAUSE_S
         extra = size / _SLOWEST
+        deadline = time.monotonic() + self._timeout_s + extra
+        share, renewed, pause = self._timeout_s / _ATTEMPTS + extra, False, _FIRST_PAUSE_S
         while True:
+            left = max(deadline - time.monotonic(), _LEAST_S)
             try:
-                return self._attempt(method, args, kwargs, self._timeout_s / _ATTEMPTS + extra)
+                return self._attempt(method, args, kwargs, min(share, left))
             except Exception as error:
                 failure = classify(error)
                 if failure is Failure.CONFLICT and "mode" in kwargs:
@@ -133,7 +135,7 @@ class RemoteStore:
                     renewed = True
                     self._renew()
                     continue
-                late = time.monotonic() + pause - began >= self._timeout_s + extra
+                late = time.monotonic() + pause >= deadline
                 if failure is not Failure.PASSING or late:
                     raise
             time.sleep(pause * random.uniform(0.5, 1.0))  # writers that collided part

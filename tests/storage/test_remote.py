@@ -131,6 +131,12 @@ def test_lasting_trouble_ends_at_the_deadline_and_names_url_and_remedy(flaky: Fl
     assert flaky.attempts > 1
 
 
+def test_silence_is_reported_as_such(flaky: FlakyRoot) -> None:
+    flaky.errors = [FSTimeoutError()] * 99
+    with pytest.raises(StorageUnavailable, match="no answer in time"):
+        flaky.names("commits")
+
+
 def test_failure_that_cannot_pass_is_not_repeated(flaky: FlakyRoot) -> None:
     flaky.errors = [ClientError("InvalidBucketName", 400)]
     with pytest.raises(StorageUnavailable, match="InvalidBucketName"):
