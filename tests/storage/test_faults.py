@@ -126,6 +126,8 @@ def test_four_runs_in_a_long_storm_with_stalls_of_ten_seconds(
         thread.join()
     proxy.close()
     assert {fault: proxy.fired[fault] > 0 for fault in FAULTS} == dict.fromkeys(FAULTS, True)
+    commits = sum(len(writer.acknowledged) for writer in writers)
+    print(f"{commits} commits acknowledged through {sum(proxy.fired[f] for f in FAULTS)} faults")
     for writer, root in zip(writers, roots, strict=True):
         assert len(writer.acknowledged) > 5
         check(writer, RunLog(root))

@@ -6,11 +6,17 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from esper_ray.actors.persistence import read_losses
 from esper_ray.bench.s3_server import S3Server
+from esper_ray.config import load_config, parse_config
+from esper_ray.events.messages import EpochReport
+from esper_ray.runtime import Runtime
 from esper_ray.storage import RunLog
+from tests.cli.conftest import RUN_FILE
 from tests.servers.fixtures import Place, s3_options
 from tests.storage.stored_runs import Writer, check
 
@@ -63,3 +69,38 @@ def test_server_killed_twenty_times_loses_no_acknowledged_commit(mortal: S3Serve
     acknowledged = kill_under_load(mortal, kills=20, writers=4, seed=4)
     print(f"{sum(acknowledged)} acknowledged commits, none lost")
     assert min(acknowledged) > 20
+
+
+@pytest.mark.soak
+def test_run_that_may_warn_trains_on_while_the_server_is_away(
+    mortal: S3Server, tmp_path: Path
+) -> None:
+    (tmp_path / "run.yaml").write_text(RUN_FILE)
+    config = load_config(tmp_path / "run.yaml", ["train.epochs=8"])
+    storage = {
+        "url": f"s3://esper/away{time.time_ns()}",
+        "options": s3_options(mortal.endpoint),
+        "every_epochs": 1,
+        "timeout_s": 0.6,
+        "on_upload_error": "warn",
+    }
+    config = parse_config({**config.model_dump(mode="json"), "storage": storage})
+    warned, commits = list[str](), dict[int, int | None]()
+
+    def watch(report: EpochReport) -> None:
+        commits[report.epoch] = report.commit
+        if report.epoch == 1:
+            mortal.kill()
+        if report.epoch == 4:
+            mortal.start()
+
+    with Runtime(config, local=True, warn=warned.append) as runtime:
+        result = runtime.fit("never", on_epoch=watch)
+        log = RunLog(runtime.root)
+        checkpoint = log.read_commit(log.lineage()[0])
+    assert [commits[epoch] for epoch in (2, 3, 4)] == [None] * 3
+    assert [epoch for epoch, commit in commits.items() if commit] == [0, 1, 5, 6, 7]
+    assert sum("a checkpoint is not stored yet" in line for line in warned) == 3
+    assert (result.steps, checkpoint["step"]) == (16, 16)
+    losses = read_losses(log)
+    assert sorted(losses) == list(range(16))  # every step's loss is stored, once
