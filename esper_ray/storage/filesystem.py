@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fsspec.implementations.dirfs import DirFileSystem
@@ -87,6 +87,28 @@ class Root:
         if len(data) != size:
             raise CorruptError(f"{self.url}/{path} gave {len(data)} of {size} bytes")
         return data
+
+    def read_ranges(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Bytes start..stop of objects, (path, start, stop), fetched side by side.
+
+        FileNotFoundError if an object is absent, CorruptError if it ends before `stop`.
+        """
+        for path, _, _ in wanted:
+            _check_relative(path)
+        if not wanted:
+            return []
+        with self._explained("read", wanted[0][0]):
+            if self.local:
+                found = [
+                    local_disk.read_range(local_disk.below(self._prefix, path), start, stop)
+                    for path, start, stop in wanted
+                ]
+            else:
+                found = self._fs.cat_ranges(*map(list, zip(*wanted, strict=True)), on_error="raise")
+        for (path, start, stop), data in zip(wanted, found, strict=True):
+            if len(data) != stop - start:
+                raise CorruptError(f"{self.url}/{path} ends before byte {stop}")
+        return [bytes(data) for data in found]
 
     def size(self, path: str) -> int:
         """Bytes of one object; FileNotFoundError if it is absent."""

@@ -1,0 +1,311 @@
+"""The seed documents' CheckpointManager: seeds and layers saved and restored, one shard each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from esper_ray.errors import CheckpointNotFound, ConfigError
+from esper_ray.storage import compaction, row_codec
+from esper_ray.storage.acknowledgement import (
+    LEVELS,
+    CheckpointId,
+    Durability,
+    SaveFuture,
+    check_level,
+)
+from esper_ray.storage.filesystem import Root
+from esper_ray.storage.group_commit import CommitPolicy, GroupCommit
+from esper_ray.storage.groups import Group, LayerGroup, SeedGroup
+from esper_ray.storage.layer_manifest import LayerSegment, ManifestRef, ShardId
+from esper_ray.storage.layer_reader import LayerReader, read_batches
+from esper_ray.storage.layer_rows import LayerSchema, Rows, newest
+from esper_ray.storage.recent_groups import RecentGroups
+from esper_ray.storage.row_codec import Encoded
+from esper_ray.storage.seed_record import RECORD_VERSION, SeedRow, to_record
+from esper_ray.storage.segment_source import SegmentSource
+from esper_ray.storage.shard_log import Commit, ShardLog
+
+_INTERVAL_S: Final = {True: 0.05, False: 0.25}
+
+
+class CheckpointManager:
+    """Saves and restores the seeds of one layer, or of one shard of it, below a root.
+
+    With `schema` and `shard` it is the shard's one writer; without them it only restores. A save
+    returns when its rows are copied; its future tells how far it has come. `local_root` is a
+    nearer copy: saves are durable there first, and restores read it first. Close it, or use it in
+    a `with` block, or what is not committed yet is lost.
+    """
+
+    def __init__(
+        self,
+        root: Root | str,
+        *,
+        layer_id: str,
+        schema: LayerSchema | None = None,
+        shard: ShardId | None = None,
+        run_epoch: int = 1,
+        incarnation: int | None = None,
+        parents: Sequence[ManifestRef] = (),
+        local_root: Root | str | None = None,
+        policy: CommitPolicy | None = None,
+    ) -> None:
+        if (schema is None) != (shard is None):
+            raise ConfigError(
+                "a writer needs both the schema of its layer and its shard, a reader none of them"
+            )
+        roots = [_root(place) for place in (local_root, root) if place is not None]
+        if local_root is not None and not roots[0].local:
+            raise ConfigError(f"local_root {roots[0].url} is not a folder of this machine")
+        self.layer_id, self.schema, self.shard = layer_id, schema, shard
+        self.highest: Durability = LEVELS[1] if roots[-1].local else LEVELS[2]
+        self.reader = LayerReader(SegmentSource(roots), layer_id)
+        self._run_epoch, self._whole = run_epoch, True
+        self._recent = RecentGroups()
+        self._prepared: dict[int, tuple[Commit, bool]] = {}
+        self._log: ShardLog | None = None
+        if schema is not None and shard is not None:
+            self._log = ShardLog(self.reader, shard, run_epoch, schema, parents)
+            self._log.open(incarnation)
+            self._whole = not self._log.head.layer_state
+            interval = _INTERVAL_S[roots[-1].local]
+            self._commits = GroupCommit(
+                self._write,
+                self._log.head.seq + 1,
+                lambda seq: SeedGroup(seq, schema, SaveFuture(self.highest)),
+                policy or CommitPolicy(interval_s=interval),
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ---- saving ----------------------------------------------------------------------------------
+
+    def save_checkpoint(
+        self,
+        layer_id: str,
+        seed_id: int,
+        state_data: Mapping[str, Any],
+        blueprint_state: Mapping[str, Tensor] | None = None,
+        timeout: float | None = None,
+    ) -> CheckpointId:
+        """Copy one seed's state, weights and optimiser rows, and return its checkpoint's id.
+
+        Columns that `state_data` does not name are as born. ConfigError, a ValueError, for another
+        layer, seed, column or tensor; BackpressureError if the store stays behind for `timeout`
+        seconds; what failed in the background before.
+        """
+        log = self._writer()
+        if layer_id != self.layer_id:
+            raise ConfigError(
+                f"this manager saves layer {self.layer_id!r}, not {layer_id!r}",
+                "use the manager of that layer",
+            )
+        shard = log.shard
+        if type(seed_id) is bool or not shard.first <= int(seed_id) < shard.stop:
+            raise ConfigError(
+                f"seed {seed_id!r} of layer {layer_id!r} is not in {shard.first}..{shard.stop - 1}"
+            )
+        row = SeedRow(log.schema, state_data, blueprint_state)
+        group, event_no = self._commits.add_seed(int(seed_id), row, timeout)
+        place = (int(seed_id), self._run_epoch, group.seq, event_no)
+        return CheckpointId.of(self.reader.key, *place, group.future)
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether the next `save_layer` must hold every seed of the shard: at first and after
+        one was lost."""
+        return self._whole
+
+    def save_layer(
+        self, rows: Rows | Callable[[], Rows], step: int, timeout: float | None = None
+    ) -> SaveFuture:
+        """Queue rows of this shard's seeds as they were at `step`: all seeds, or those that changed.
+
+        Rows may be given as a function that takes them from staging buffers in the background.
+        The future fails with ValueError if they are not of the schema, or if `needs_all` and they
+        are not all. BackpressureError as in `save_checkpoint`.
+        """
+        self._writer()
+        if type(step) is not int or step < 0:
+            raise ConfigError(f"a layer is saved at a step of at least 0, not {step!r}")
+        future = SaveFuture(self.highest)
+        self._commits.add_layer(step, rows if callable(rows) else lambda: rows, future, timeout)
+        return future
+
+    def flush(self, level: Durability | None = None, timeout: float = 30.0) -> None:
+        """Commit all that was saved and wait for `level`, the highest by default.
+
+        Raises what failed in the background; StoreTimeout after `timeout` seconds.
+        """
+        self._writer()
+        wanted = self.highest if level is None else check_level(level, self.highest)
+        for future in self._commits.flush():
+            future.wait(wanted, timeout)
+        self._commits.raise_failure()
+
+    def stats(self) -> dict[str, int]:
+        """Saves accepted, groups committed and failed, repeats, groups that wait."""
+        self._writer()
+        return {**self._commits.counts, "pending": self._commits.pending}
+
+    def pin(self) -> ManifestRef:
+        """This shard's last commit by number and digest, for a run commit to name."""
+        return self._writer().last
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Commit what was saved, waiting up to `timeout` seconds, and end the writer."""
+        if self._log is not None:
+            self._commits.close(timeout)
+            self._log.close()
+
+    def _writer(self) -> ShardLog:
+        if self._log is None:
+            raise ConfigError(
+                f"this manager of layer {self.layer_id!r} only restores",
+                "open it with the layer's schema and a shard to save",
+            )
+        return self._log
+
+    # ---- restoring -------------------------------------------------------------------------------
+
+    def restore_checkpoint(
+        self, checkpoint_id: str, target_device: torch.device | str
+    ) -> dict[str, Any]:
+        """The record of one seed, version 3 of the seed documents' keys, tensors on a device.
+
+        CheckpointNotFound, a ValueError, for an id that nobody saved; CorruptError if damaged.
+        """
+        asked = CheckpointId(str(checkpoint_id))
+        if asked.layer_key != self.reader.key:
+            raise CheckpointNotFound(
+                f"Checkpoint not found: {asked} is not of layer {self.layer_id!r}"
+            )
+        held = self._recall(asked)
+        if held is None:
+            held = self._fetch(asked)
+        rows, schema, timestamp, versions = held
+        return {
+            "version": RECORD_VERSION,
+            "checkpoint_id": str(asked),
+            "layer_id": self.layer_id,
+            "seed_id": asked.seed_id,
+            "timestamp": timestamp,
+            **to_record(rows, schema, target_device),
+            "metadata": {
+                "pytorch_version": versions.get("torch"),
+                "cuda_version": versions.get("cuda"),
+            },
+        }
+
+    def _recall(
+        self, asked: CheckpointId
+    ) -> tuple[Rows, LayerSchema, float, Mapping[str, Any]] | None:
+        """A row that this process has saved not long ago."""
+        if self._log is None or asked.run_epoch != self._run_epoch:
+            return None
+        rows = self._commits.find(asked.seq, asked.event_no)
+        rows = self._recent.find(asked.seq, asked.event_no) if rows is None else rows
+        if rows is None or int(rows.seed_ids[0]) != asked.seed_id:
+            return None
+        head = self._log.head
+        return rows, self._log.schema, head.timestamp, head.versions
+
+    def _fetch(self, asked: CheckpointId) -> tuple[Rows, LayerSchema, float, Mapping[str, Any]]:
+        shards = self.reader.shards(asked.run_epoch)
+        mine = [self.shard.index] if self.shard is not None and self.shard.index in shards else []
+        for number in [*mine, *(n for n in shards if n not in mine)]:
+            try:
+                entry, _ = self.reader.manifest(asked.run_epoch, number, asked.seq)
+            except CheckpointNotFound:
+                continue
+            if entry.shard.first <= asked.seed_id < entry.shard.stop:
+                rows = self.reader.seed(entry, asked.seed_id, asked.event_no)
+                if rows is not None:
+                    return rows, entry.schema, entry.timestamp, entry.versions
+        raise CheckpointNotFound(
+            f"Checkpoint not found: {asked} at {self.reader.source.roots[-1].url}",
+            "wait for the save's future before another process restores it",
+        )
+
+    def restore_layer(
+        self,
+        step: int | None = None,
+        seed_ids: NDArray[np.int64] | None = None,
+        device: torch.device | str = "cpu",
+        pins: Sequence[ManifestRef] | None = None,
+    ) -> Rows:
+        """Rows of all seeds, or of some, of the newest step that all shards share, or of `step`.
+
+        `pins` of a run commit take the place of a step. However many shards wrote the layer, any
+        number of managers may read any seeds of it. CheckpointNotFound where nothing is stored,
+        CorruptError where it is damaged, IndexError for a seed that the layer has not.
+        """
+        cut = self.reader.cut(step) if pins is None else self.reader.pinned(pins)
+        return self.reader.rows(cut, seed_ids).to(device)
+
+    # ---- the committing thread -------------------------------------------------------------------
+
+    def _write(self, group: Group) -> None:
+        log = self._writer()
+        if group.seq not in self._prepared:
+            self._prepared.clear()
+            try:
+                self._prepared[group.seq] = self._prepare(log, group)
+            except BaseException:
+                self._whole |= isinstance(group, LayerGroup)
+                raise
+        commit, whole = self._prepared[group.seq]
+        before, self._whole = self._whole, self._whole or isinstance(group, LayerGroup)
+        log.publish(commit, group.future.reach)
+        self._whole = before and not whole
+        if isinstance(group, SeedGroup):
+            self._recent.keep(group)
+
+    def _prepare(self, log: ShardLog, group: Group) -> tuple[Commit, bool]:
+        """The commit of a group, and whether it stands for the whole layer by itself."""
+        head = log.head
+        if isinstance(group, SeedGroup):
+            encoded = row_codec.encode(group.rows(), log.schema)
+            live = head.layer_state
+            return log.prepare("shard", group.seq, live, {"seed": encoded}, head.step), False
+        rows, shard = group.collect(), log.shard
+        everyone = np.array_equal(np.sort(rows.seed_ids), np.arange(shard.first, shard.stop))
+        if self._whole and not everyone:
+            raise ValueError(
+                f"the first save of shard {shard.index} of layer {self.layer_id!r} must hold all "
+                f"seeds {shard.first} to {shard.stop - 1}"
+            )
+        live, new = ([], row_codec.encode(rows, log.schema)) if everyone else self._merged(rows)
+        level = "delta" if live else "full"
+        return log.prepare("shard", group.seq, live, {level: new}, group.step), not live
+
+    def _merged(self, rows: Rows) -> tuple[list[LayerSegment], list[Encoded]]:
+        """Segments that stay live beside the changed rows, and what is written for these."""
+        log = self._writer()
+        live, encoded = log.head.layer_state, row_codec.encode(rows, log.schema)
+        chosen = compaction.plan(live, sum(len(one.data) for one in encoded))
+        if chosen == "append":
+            return list(live), encoded
+        kept = [s for s in live if s.level == "full"] if chosen == "merge" else []
+        older = read_batches(self.reader.source, [s for s in live if s not in kept], log.schema)
+        return kept, row_codec.encode(newest([*older, rows]), log.schema)
+
+
+def _root(place: Root | str) -> Root:
+    return place if isinstance(place, Root) else Root.open(place)
