@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esper_ray.errors import CheckpointNotFound, ConfigError
-from esper_ray.storage import compaction, row_codec
 from esper_ray.storage.acknowledgement import (
     LEVELS,
     CheckpointId,
@@ -22,16 +21,16 @@ from esper_ray.storage.acknowledgement import (
 )
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.group_commit import CommitPolicy, GroupCommit
-from esper_ray.storage.groups import Group, LayerGroup, SeedGroup
-from esper_ray.storage.layer_manifest import LayerSegment, ManifestRef, ShardId
-from esper_ray.storage.layer_reader import LayerReader, read_batches
-from esper_ray.storage.layer_rows import LayerSchema, Rows, newest
-from esper_ray.storage.recent_groups import RecentGroups
-from esper_ray.storage.row_codec import Encoded
+from esper_ray.storage.groups import SeedGroup
+from esper_ray.storage.layer_manifest import ManifestRef, ShardId
+from esper_ray.storage.layer_reader import LayerReader
+from esper_ray.storage.layer_rows import LayerSchema, Rows
+from esper_ray.storage.layer_writer import LayerWriter
 from esper_ray.storage.seed_record import RECORD_VERSION, SeedRow, to_record
 from esper_ray.storage.segment_source import SegmentSource
-from esper_ray.storage.shard_log import Commit, ShardLog
+from esper_ray.storage.shard_log import ShardLog
 
+_Found = tuple[Rows, LayerSchema, float, Mapping[str, str | None]]
 _INTERVAL_S: Final = {True: 0.05, False: 0.25}
 
 
@@ -67,17 +66,15 @@ class CheckpointManager:
         self.layer_id, self.schema, self.shard = layer_id, schema, shard
         self.highest: Durability = LEVELS[1] if roots[-1].local else LEVELS[2]
         self.reader = LayerReader(SegmentSource(roots), layer_id)
-        self._run_epoch, self._whole = run_epoch, True
-        self._recent = RecentGroups()
-        self._prepared: dict[int, tuple[Commit, bool]] = {}
+        self._run_epoch = run_epoch
         self._log: ShardLog | None = None
         if schema is not None and shard is not None:
             self._log = ShardLog(self.reader, shard, run_epoch, schema, parents)
             self._log.open(incarnation)
-            self._whole = not self._log.head.layer_state
+            self._rows = LayerWriter(self._log)
             interval = _INTERVAL_S[roots[-1].local]
             self._commits = GroupCommit(
-                self._write,
+                self._rows.write,
                 self._log.head.seq + 1,
                 lambda seq: SeedGroup(seq, schema, SaveFuture(self.highest)),
                 policy or CommitPolicy(interval_s=interval),
@@ -128,14 +125,14 @@ class CheckpointManager:
 
     @property
     def needs_all(self) -> bool:
-        """Whether the next `save_layer` must hold every seed of the shard: at first and after
-        one was lost."""
-        return self._whole
+        """Whether the next `save_layer` must hold every seed: at first, and after one was lost."""
+        self._writer()
+        return self._rows.needs_all
 
     def save_layer(
         self, rows: Rows | Callable[[], Rows], step: int, timeout: float | None = None
     ) -> SaveFuture:
-        """Queue rows of this shard's seeds as they were at `step`: all seeds, or those that changed.
+        """Queue rows of this shard's seeds as they were at `step`: all, or those that changed.
 
         Rows may be given as a function that takes them from staging buffers in the background.
         The future fails with ValueError if they are not of the schema, or if `needs_all` and they
@@ -213,20 +210,18 @@ class CheckpointManager:
             },
         }
 
-    def _recall(
-        self, asked: CheckpointId
-    ) -> tuple[Rows, LayerSchema, float, Mapping[str, Any]] | None:
+    def _recall(self, asked: CheckpointId) -> _Found | None:
         """A row that this process has saved not long ago."""
         if self._log is None or asked.run_epoch != self._run_epoch:
             return None
         rows = self._commits.find(asked.seq, asked.event_no)
-        rows = self._recent.find(asked.seq, asked.event_no) if rows is None else rows
+        rows = self._rows.recent.find(asked.seq, asked.event_no) if rows is None else rows
         if rows is None or int(rows.seed_ids[0]) != asked.seed_id:
             return None
         head = self._log.head
         return rows, self._log.schema, head.timestamp, head.versions
 
-    def _fetch(self, asked: CheckpointId) -> tuple[Rows, LayerSchema, float, Mapping[str, Any]]:
+    def _fetch(self, asked: CheckpointId) -> _Found:
         shards = self.reader.shards(asked.run_epoch)
         mine = [self.shard.index] if self.shard is not None and self.shard.index in shards else []
         for number in [*mine, *(n for n in shards if n not in mine)]:
@@ -258,53 +253,6 @@ class CheckpointManager:
         """
         cut = self.reader.cut(step) if pins is None else self.reader.pinned(pins)
         return self.reader.rows(cut, seed_ids).to(device)
-
-    # ---- the committing thread -------------------------------------------------------------------
-
-    def _write(self, group: Group) -> None:
-        log = self._writer()
-        if group.seq not in self._prepared:
-            self._prepared.clear()
-            try:
-                self._prepared[group.seq] = self._prepare(log, group)
-            except BaseException:
-                self._whole |= isinstance(group, LayerGroup)
-                raise
-        commit, whole = self._prepared[group.seq]
-        before, self._whole = self._whole, self._whole or isinstance(group, LayerGroup)
-        log.publish(commit, group.future.reach)
-        self._whole = before and not whole
-        if isinstance(group, SeedGroup):
-            self._recent.keep(group)
-
-    def _prepare(self, log: ShardLog, group: Group) -> tuple[Commit, bool]:
-        """The commit of a group, and whether it stands for the whole layer by itself."""
-        head = log.head
-        if isinstance(group, SeedGroup):
-            encoded = row_codec.encode(group.rows(), log.schema)
-            live = head.layer_state
-            return log.prepare("shard", group.seq, live, {"seed": encoded}, head.step), False
-        rows, shard = group.collect(), log.shard
-        everyone = np.array_equal(np.sort(rows.seed_ids), np.arange(shard.first, shard.stop))
-        if self._whole and not everyone:
-            raise ValueError(
-                f"the first save of shard {shard.index} of layer {self.layer_id!r} must hold all "
-                f"seeds {shard.first} to {shard.stop - 1}"
-            )
-        live, new = ([], row_codec.encode(rows, log.schema)) if everyone else self._merged(rows)
-        level = "delta" if live else "full"
-        return log.prepare("shard", group.seq, live, {level: new}, group.step), not live
-
-    def _merged(self, rows: Rows) -> tuple[list[LayerSegment], list[Encoded]]:
-        """Segments that stay live beside the changed rows, and what is written for these."""
-        log = self._writer()
-        live, encoded = log.head.layer_state, row_codec.encode(rows, log.schema)
-        chosen = compaction.plan(live, sum(len(one.data) for one in encoded))
-        if chosen == "append":
-            return list(live), encoded
-        kept = [s for s in live if s.level == "full"] if chosen == "merge" else []
-        older = read_batches(self.reader.source, [s for s in live if s not in kept], log.schema)
-        return kept, row_codec.encode(newest([*older, rows]), log.schema)
 
 
 def _root(place: Root | str) -> Root:

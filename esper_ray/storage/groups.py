@@ -75,7 +75,7 @@ class SeedGroup:
             self._weights[name][at].copy_(tensor, non_blocking=True)
             on_cuda |= tensor.is_cuda
         if on_cuda:  # copies run on the stream of the step; the encoder waits for them
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
             self._copied = [event]
 

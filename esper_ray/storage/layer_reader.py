@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -136,7 +137,7 @@ class LayerReader:
         ordered = sorted(cut, key=lambda entry: entry.shard.first)
         counts = {entry.shard.count for entry in ordered}
         bounds = [(entry.shard.first, entry.shard.stop) for entry in ordered]
-        meet = all(a[1] == b[0] for a, b in zip(bounds, bounds[1:], strict=False))
+        meet = all(a[1] == b[0] for a, b in itertools.pairwise(bounds))
         if counts != {len(ordered)} or not meet or bounds[0][0] != 0:
             raise CorruptError(
                 f"the shards of layer {self.layer_id!r} that are stored hold seeds {bounds}"
@@ -152,9 +153,8 @@ class LayerReader:
         whole segments, checked by sha256. IndexError for a seed that the layer has not.
         """
         stop = max(entry.shard.stop for entry in cut)
-        if seed_ids is not None and len(seed_ids):
-            if not 0 <= int(seed_ids.min()) <= int(seed_ids.max()) < stop:
-                raise IndexError(f"layer {self.layer_id!r} has seeds 0..{stop - 1} only")
+        if seed_ids is not None and not ((seed_ids >= 0) & (seed_ids < stop)).all():
+            raise IndexError(f"layer {self.layer_id!r} has seeds 0..{stop - 1} only")
         parts = [self._shard_rows(entry, seed_ids) for entry in cut]
         found = join([part for part in parts if part is not None] or [_nothing(cut[0].schema)])
         wanted = np.arange(stop) if seed_ids is None else np.unique(seed_ids)
@@ -197,31 +197,34 @@ def read_batches(
         commits.setdefault((segment.level, segment.seq), {})[segment.part] = segment
     if seed_ids is None:
         for parts in commits.values():
-            data = {part: source.read(segment.ref) for part, segment in parts.items()}
-            yield row_codec.decode(data, {p: s.ref.rows for p, s in parts.items()}, schema)
+            whole = {part: source.read(segment.ref) for part, segment in parts.items()}
+            yield row_codec.decode(whole, {p: s.ref.rows for p, s in parts.items()}, schema)
         return
     wanted = [
-        (number, part, piece, PieceRef(segment.ref, piece))
-        for number, parts in enumerate(commits.values())
+        (commit, part, PieceRef(segment.ref, piece))
+        for commit, parts in commits.items()
         for part, segment in parts.items()
         for piece in segment.pieces
         if bool(((seed_ids >= piece.first) & (seed_ids <= piece.last)).any())
     ]
-    found = source.read_pieces([ref for *_, ref in wanted])
-    batches: list[list[Rows]] = [[_nothing(schema)] for _ in commits]
-    for (number, part, piece, _), data in zip(wanted, found, strict=True):
-        one = _nothing(schema)
-        if part in schema.tables:
-            table = row_codec.decode_batch(data, piece, schema.tables[part])
-            one = Rows({**one.tables, part: table}, one.tensors)
-        else:
-            tensors = row_codec.decode_block(data, piece, schema.tensors[part])
-            one = Rows(one.tables, {**one.tensors, part: tensors})
-        batches[number].append(one.keep(seed_ids))
-    for pieces in batches:
-        rows = join(pieces)
+    found: dict[tuple[str, int], list[Rows]] = {commit: [] for commit in commits}
+    fetched = source.read_pieces([ref for *_, ref in wanted])
+    for (commit, part, ref), data in zip(wanted, fetched, strict=True):
+        found[commit].append(_piece_rows(schema, part, ref, data).keep(seed_ids))
+    for pieces in found.values():
+        rows = join(pieces) if pieces else _nothing(schema)
         check_keys(rows)
         yield rows
+
+
+def _piece_rows(schema: LayerSchema, part: str, ref: PieceRef, data: bytes) -> Rows:
+    """The rows of one piece; all parts but its own are empty."""
+    none = _nothing(schema)
+    if part in schema.tables:
+        table = row_codec.decode_batch(data, ref.piece, schema.tables[part])
+        return Rows({**none.tables, part: table}, none.tensors)
+    tensors = row_codec.decode_block(data, ref.piece, schema.tensors[part])
+    return Rows(none.tables, {**none.tensors, part: tensors})
 
 
 def _nothing(schema: LayerSchema) -> Rows:

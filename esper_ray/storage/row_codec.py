@@ -59,8 +59,10 @@ class Piece:
     @classmethod
     def from_json(cls, value: object, size: int) -> Piece:
         """Read a piece of a segment of `size` bytes; CorruptError unless it lies inside."""
+        if not isinstance(value, list) or len(value) != 6:
+            raise CorruptError("a manifest holds a malformed piece")
+        rows, first, last, ranges, dtypes, crc = value
         try:
-            rows, first, last, ranges, dtypes, crc = value  # type: ignore[misc]
             piece = cls(rows, first, last, tuple((o, n) for o, n in ranges), tuple(dtypes), crc)
         except (TypeError, ValueError) as error:
             raise CorruptError(f"a manifest holds a malformed piece: {error}") from error

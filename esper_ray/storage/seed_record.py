@@ -80,19 +80,21 @@ def _value(name: str, value: Any, kind: np.dtype[Any], width: int) -> int | floa
     return array.reshape(-1) if width else int(array)
 
 
-def _tensors(schema: LayerSchema, given: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _tensors(schema: LayerSchema, given: Mapping[str, object]) -> Mapping[str, Tensor]:
     wanted = schema.tensors.get(WEIGHTS, {})
     if given.keys() != wanted.keys():
         raise ConfigError(
             f"a blueprint of this layer has the tensors {sorted(wanted)}, not {sorted(given)}",
             "pass the seed's own weights and optimiser rows, all of them",
         )
+    found: dict[str, Tensor] = {}
     for name, (kind, shape) in wanted.items():
         tensor = given[name]
         if not isinstance(tensor, Tensor) or tensor.dtype != kind or tensor.shape != shape:
             form = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else tensor
             raise ConfigError(f"tensor {name!r} of a checkpoint is {form}, not {kind} {shape}")
-    return given
+        found[name] = tensor.detach()
+    return found
 
 
 def to_record(rows: Rows, schema: LayerSchema, device: torch.device | str) -> dict[str, Any]:

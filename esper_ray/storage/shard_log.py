@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -90,14 +90,15 @@ class ShardLog:
             objects.ensure_format(root)
         for _ in range(_ATTEMPTS):
             seqs = self.reader.seqs(self.run_epoch, self.shard.index)
-            head = self._newest(seqs)
+            head = self._newest()
             self.incarnation = self._next_incarnation(head, incarnation)
             try:
                 self._bring_up(seqs)
                 live = head.layer_state if head else ()
                 seq = max(seqs, default=0) + 1
-                opening = self.prepare("open", seq, live, {}, head.step if head else None)
-                self.publish(opening, lambda level: None, authority_first=True)
+                step = head.step if head else None
+                opening = self._commit("open", seq, live, step, {})
+                list(self._publish(opening, self._roots[::-1]))  # the deciding root first
             except FencedError:
                 continue  # another writer took this number: look again
             return
@@ -108,7 +109,7 @@ class ShardLog:
     def _where(self) -> str:
         return f"shard {self.shard.index} of layer {self.reader.layer_id!r}"
 
-    def _newest(self, seqs: Sequence[int]) -> ShardManifest | None:
+    def _newest(self) -> ShardManifest | None:
         head = self.reader.newest(self.run_epoch, self.shard.index)
         if head is None:
             return None
@@ -148,23 +149,32 @@ class ShardLog:
 
     def prepare(
         self,
-        kind: Literal["open", "shard"],
         seq: int,
         live: Sequence[LayerSegment],
-        new: dict[Level, list[Encoded]],
+        level: Level,
+        encoded: Sequence[Encoded],
         step: int | None,
     ) -> Commit:
-        """Manifest `seq`: segments that go on to be live, then new ones; nothing is written."""
+        """Manifest `seq`: segments that stay live, then new ones; nothing is written."""
         segments, data = list(live), dict[str, bytes]()
-        for level, encoded in new.items():
-            for one in encoded:
-                digest = hashlib.sha256(one.data).hexdigest()
-                name = segment_name(level, one.part, seq)
-                file = f"sha256/{digest[:2]}/{digest}.{one.suffix}"
-                ref = SegmentRef(name, file, digest, len(one.data), one.rows)
-                segments.append(LayerSegment.of(ref, level, seq, one))
-                data[digest] = one.data
-                self.reader.source.memory.put(digest, one.data)
+        for one in encoded:
+            digest = hashlib.sha256(one.data).hexdigest()
+            name = segment_name(level, one.part, seq)
+            file = f"sha256/{digest[:2]}/{digest}.{one.suffix}"
+            ref = SegmentRef(name, file, digest, len(one.data), one.rows)
+            segments.append(LayerSegment.of(ref, level, seq, one))
+            data[digest] = one.data
+            self.reader.source.memory.put(digest, one.data)
+        return self._commit("shard", seq, segments, step, data)
+
+    def _commit(
+        self,
+        kind: Literal["open", "shard"],
+        seq: int,
+        segments: Sequence[LayerSegment],
+        step: int | None,
+        data: dict[str, bytes],
+    ) -> Commit:
         header = objects.header(kind, self.run_epoch)
         header["writer"]["incarnation"] = self.incarnation
         entry = ShardManifest(
@@ -183,24 +193,22 @@ class ShardLog:
         )
         return Commit(entry, manifest.encode({**header, **layer_manifest.body(entry)}), data)
 
-    def publish(
-        self,
-        commit: Commit,
-        reached: Callable[[Durability], None],
-        *,
-        authority_first: bool = False,
-    ) -> None:
-        """Store the commit in every root; FencedError if its number is taken.
+    def publish(self, commit: Commit, reached: Callable[[Durability], None]) -> None:
+        """Store the commit in every root in turn; FencedError if its number is taken.
 
         After StorageUnavailable the same call may be made again.
         """
+        for level in self._publish(commit, self._roots):
+            reached(level)
+
+    def _publish(self, commit: Commit, roots: Sequence[Root]) -> Iterator[Durability]:
         entry = commit.entry
         place = (entry.run_epoch, entry.shard.index, entry.seq)
         path = layer_manifest.shard_path(self.reader.key, *place)
-        for root in reversed(self._roots) if authority_first else self._roots:
+        for root in roots:
             self._put(root, [(s.ref, commit.new.get(s.ref.sha256)) for s in entry.segments])
             objects.create_or_confirm(root, path, commit.data)
-            reached("durable-local" if root.local else "durable-object")
+            yield "durable-local" if root.local else "durable-object"
         self._head, self._parents = entry, (commit.ref,)
         self.reader.remember(entry, commit.ref)
 

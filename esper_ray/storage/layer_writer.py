@@ -1,0 +1,75 @@
+"""What the committing thread does with a group: encode it, merge deltas, publish, remember."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from esper_ray.storage import compaction, row_codec
+from esper_ray.storage.groups import Group, LayerGroup, SeedGroup
+from esper_ray.storage.layer_manifest import LayerSegment, Level
+from esper_ray.storage.layer_reader import read_batches
+from esper_ray.storage.layer_rows import Rows, newest
+from esper_ray.storage.recent_groups import RecentGroups
+from esper_ray.storage.row_codec import Encoded
+from esper_ray.storage.shard_log import Commit, ShardLog
+
+
+class LayerWriter:
+    """Turns groups into commits of one shard's log; used by one thread."""
+
+    def __init__(self, log: ShardLog) -> None:
+        self.log = log
+        self.recent = RecentGroups()
+        self.needs_all = not log.head.layer_state
+        self._prepared: tuple[int, Commit, bool] | None = None
+
+    def write(self, group: Group) -> None:
+        """Commit a group; after StorageUnavailable the same call repeats the same bytes.
+
+        ValueError where rows are not of the schema, or are not all where `needs_all`.
+        """
+        if self._prepared is None or self._prepared[0] != group.seq:
+            before = self.needs_all
+            # Until it is stored: if a snapshot is lost, deltas alone would restore older rows.
+            self.needs_all = before or isinstance(group, LayerGroup)
+            commit, whole = self._prepare(group, before)
+            self._prepared = (group.seq, commit, before and not whole)
+        _, commit, still = self._prepared
+        self.log.publish(commit, group.future.reach)
+        self.needs_all = still
+        if isinstance(group, SeedGroup):
+            self.recent.keep(group)
+
+    def _prepare(self, group: Group, needs_all: bool) -> tuple[Commit, bool]:
+        """The commit of a group, and whether it stands for the whole shard by itself."""
+        log, live = self.log, self.log.head.layer_state
+        if isinstance(group, SeedGroup):
+            encoded = row_codec.encode(group.rows(), log.schema)
+            return log.prepare(group.seq, live, "seed", encoded, log.head.step), False
+        rows, shard = group.collect(), log.shard
+        everyone = np.array_equal(np.sort(rows.seed_ids), np.arange(shard.first, shard.stop))
+        if not np.isin(rows.seed_ids, np.arange(shard.first, shard.stop)).all():
+            raise ValueError(f"rows of seeds that shard {shard.index} does not own")
+        if needs_all and not everyone:
+            raise ValueError(
+                f"the next save of shard {shard.index} must hold all seeds {shard.first} to "
+                f"{shard.stop - 1}, since there is no snapshot to which changes could be added"
+            )
+        encoded = row_codec.encode(rows, log.schema)
+        kept, new = ([], encoded) if everyone else self._merged(live, rows, encoded)
+        level: Level = "delta" if kept else "full"
+        return log.prepare(group.seq, kept, level, new, group.step), not kept
+
+    def _merged(
+        self, live: Sequence[LayerSegment], rows: Rows, encoded: list[Encoded]
+    ) -> tuple[list[LayerSegment], list[Encoded]]:
+        """Segments that stay live beside the changed rows, and what is written for these."""
+        chosen = compaction.plan(live, sum(len(one.data) for one in encoded))
+        if chosen == "append":
+            return list(live), encoded
+        kept = [s for s in live if s.level == "full"] if chosen == "merge" else []
+        dropped = [s for s in live if s not in kept]
+        older = read_batches(self.log.reader.source, dropped, self.log.schema)
+        return kept, row_codec.encode(newest([*older, rows]), self.log.schema)
