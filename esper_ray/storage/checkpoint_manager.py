@@ -135,7 +135,7 @@ class CheckpointManager:
         """Queue rows of this shard's seeds as they were at `step`: all, or those that changed.
 
         Rows may be given as a function that takes them from staging buffers in the background.
-        The future fails with ValueError if they are not of the schema, or if `needs_all` and they
+        The future fails with ConfigError if they are not of the schema, or if `needs_all` and they
         are not all. BackpressureError as in `save_checkpoint`.
         """
         self._writer()

@@ -69,14 +69,14 @@ class LayerSchema:
         """The schema as JSON values; `born`, which matters to writers only, is left out."""
         return {
             "tables": {
-                part: {name: [np.dtype(kind).name, width] for name, (kind, width) in table.items()}
+                part: [[name, np.dtype(kind).name, width] for name, (kind, width) in table.items()]
                 for part, table in self.tables.items()
             },
             "tensors": {
-                part: {
-                    name: [str(kind).removeprefix("torch."), list(shape)]
+                part: [
+                    [name, str(kind).removeprefix("torch."), list(shape)]
                     for name, (kind, shape) in tensors.items()
-                }
+                ]
                 for part, tensors in self.tensors.items()
             },
         }
@@ -108,27 +108,27 @@ class LayerSchema:
         )
 
 
-def _read_table(value: dict[str, Any]) -> TableSchema:
+def _read_table(value: list[Any]) -> TableSchema:
     table = {}
-    for name, (kind, width) in value.items():
+    for name, kind, width in value:
         if kind not in _COLUMN_TYPES or type(width) is not int or not 0 <= width < _MAX_NAMES:
             raise ValueError(f"column {name!r} is {kind!r} of width {width!r}")
         table[name] = (np.dtype(kind), width)
-    if len(table) > _MAX_NAMES:
-        raise ValueError(f"a table has {len(table)} columns")
+    if len(value) > _MAX_NAMES or len(table) != len(value):
+        raise ValueError(f"a table has {len(value)} columns, or one of them twice")
     return table
 
 
-def _read_tensors(value: dict[str, Any]) -> TensorSchema:
+def _read_tensors(value: list[Any]) -> TensorSchema:
     tensors = {}
-    for name, (kind, shape) in value.items():
+    for name, kind, shape in value:
         if any(type(n) is not int or n < 0 for n in shape) or len(shape) > 8:
             raise ValueError(f"tensor {name!r} has the shape {shape!r}")
         if float(np.prod([float(n) for n in shape])) > _MAX_ROW_VALUES:
             raise ValueError(f"a row of tensor {name!r} has the shape {shape!r}")
         tensors[name] = (_DTYPES[kind], tuple(shape))
-    if len(tensors) > _MAX_NAMES:
-        raise ValueError(f"a part has {len(tensors)} tensors")
+    if len(value) > _MAX_NAMES or len(tensors) != len(value):
+        raise ValueError(f"a part has {len(value)} tensors, or one of them twice")
     return tensors
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from esper_ray.errors import ConfigError
 from esper_ray.storage import compaction, row_codec
 from esper_ray.storage.groups import Group, LayerGroup, SeedGroup
 from esper_ray.storage.layer_manifest import LayerSegment, Level
@@ -28,7 +29,7 @@ class LayerWriter:
     def write(self, group: Group) -> None:
         """Commit a group; after StorageUnavailable the same call repeats the same bytes.
 
-        ValueError where rows are not of the schema, or are not all where `needs_all`.
+        ConfigError where rows are not of the schema, or are not all where `needs_all`.
         """
         if self._prepared is None or self._prepared[0] != group.seq:
             before = self.needs_all
@@ -51,9 +52,12 @@ class LayerWriter:
         rows, shard = group.collect(), log.shard
         everyone = np.array_equal(np.sort(rows.seed_ids), np.arange(shard.first, shard.stop))
         if not np.isin(rows.seed_ids, np.arange(shard.first, shard.stop)).all():
-            raise ValueError(f"rows of seeds that shard {shard.index} does not own")
+            raise ConfigError(
+                f"rows of seeds that shard {shard.index} does not own",
+                f"give each shard its own, here {shard.first} to {shard.stop - 1}",
+            )
         if needs_all and not everyone:
-            raise ValueError(
+            raise ConfigError(
                 f"the next save of shard {shard.index} must hold all seeds {shard.first} to "
                 f"{shard.stop - 1}, since there is no snapshot to which changes could be added"
             )

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from esper_ray.errors import CorruptError
+from esper_ray.errors import ConfigError, CorruptError
 from esper_ray.storage import codec
 from esper_ray.storage.layer_rows import (
     KEY_TABLE,
@@ -88,7 +88,7 @@ class Encoded:
 
 
 def encode(rows: Rows, schema: LayerSchema) -> list[Encoded]:
-    """A segment for each part that has rows; ValueError where rows are not of the schema."""
+    """A segment for each part that has rows; ConfigError where rows are not of the schema."""
     _check_schema(rows, schema)
     ordered = in_order(rows)
     tables = [_encode_table(p, t) for p, t in ordered.tables.items() if len(t["seed_id"])]
@@ -153,7 +153,7 @@ def empty_tensors(table: TensorSchema) -> Tensors:
 
 def _check_schema(rows: Rows, schema: LayerSchema) -> None:
     if rows.tables.keys() != schema.tables.keys() or rows.tensors.keys() != schema.tensors.keys():
-        raise ValueError(f"rows have the parts {[*rows.tables, *rows.tensors]}, not the schema's")
+        raise ConfigError(f"rows have the parts {[*rows.tables, *rows.tensors]}, not the schema's")
     for part, table in schema.tables.items():
         found = {
             n: (v.dtype, 0 if v.ndim == 1 else v.shape[1]) for n, v in rows.tables[part].items()
@@ -168,7 +168,7 @@ def _same(part: str, found: Mapping[str, object], wanted: Mapping[str, object]) 
     if found != wanted:
         differ = sorted(n for n in {*found, *wanted} if found.get(n) != wanted.get(n))
         name = differ[0]
-        raise ValueError(f"{part!r} has {name} {found.get(name)}, not {wanted.get(name)}")
+        raise ConfigError(f"{part!r} has {name} {found.get(name)}, not {wanted.get(name)}")
 
 
 def _encode_table(part: str, table: Columns) -> Encoded:
