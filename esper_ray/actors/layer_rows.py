@@ -13,9 +13,17 @@ from torch import Tensor
 from esper_ray.errors import ConfigError
 from esper_ray.growth import snapshot
 from esper_ray.layers import LayerSeeds
-from esper_ray.storage import CheckpointManager, SaveFuture
-from esper_ray.storage.layer_rows import STATE, WEIGHTS, Columns, LayerSchema, Rows, Tensors
-from esper_ray.storage.staging import Source, Staged, StagingBuffers
+from esper_ray.storage import CheckpointManager, SaveFuture, row_codec
+from esper_ray.storage.layer_rows import (
+    STATE,
+    WEIGHTS,
+    Columns,
+    LayerSchema,
+    Rows,
+    Tensors,
+    TensorSchema,
+)
+from esper_ray.storage.staging import Staged, StagingBuffers
 
 GRAFTING: Final = "grafting"
 ROLLBACK: Final = "rollback"
@@ -83,36 +91,25 @@ class LayerStaging:
 
     def stage(self) -> StagedRows | None:
         """A copy of all rows as they are now, None if no buffers are free."""
-        layer, bank = self._layer, self._layer.bank
-        sources = {n: Source(layer.state.get_buffer(n)) for n in snapshot.STATE_BUFFERS}
-        sources["slot_of_seed"] = Source(bank.slot_of_seed)
-        sources["parked"] = Source(bank.parked)
-        picks = self._slots()
-        for part, tensors in ((WEIGHTS, bank.tensors()), (ROLLBACK, bank.copies())):
-            for name, tensor in tensors.items():
-                sources[f"{part}/{name}"] = Source(tensor, picks[part])
+        state, bank = self._layer.state, self._layer.bank
+        sources = {name: state.get_buffer(name) for name in snapshot.STATE_BUFFERS}
+        sources |= {"slot_of_seed": bank.slot_of_seed, "parked": bank.parked}
+        sources |= {f"{WEIGHTS}/{name}": value for name, value in bank.tensors().items()}
+        # A GPU is not asked whether there are copies: the answer would have to be waited for.
+        if bank.parked.is_cuda or bool(bank.parked.any()):
+            sources |= {f"{ROLLBACK}/{name}": value for name, value in bank.copies().items()}
         staged = self.buffers.take(sources)
         if staged is None:
             return None
-        grafting = snapshot.grafting_columns(layer.state)
-        return StagedRows(staged, grafting, picks, self._first)
-
-    def _slots(self) -> dict[str, Tensor | None]:
-        """Slots worth copying; on a GPU all, since to find them out would wait for it."""
-        bank, state = self._layer.bank, self._layer.state
-        if state.mirrored:
-            return {WEIGHTS: None, ROLLBACK: None}
-        rows = (state.columns[state.BLUEPRINT_ID] >= 0).nonzero().flatten()
-        return {WEIGHTS: bank.slots(rows), ROLLBACK: bank.parked.nonzero().flatten()}
+        schema = {n: (v.dtype, tuple(v.shape[1:])) for n, v in bank.tensors().items()}
+        return StagedRows(staged, snapshot.grafting_columns(state), schema, self._first)
 
 
 class StagedRows:
     """Staged tensors that become rows where they are encoded; called once."""
 
-    def __init__(
-        self, staged: Staged, grafting: Columns, picks: Mapping[str, Tensor | None], first: int
-    ) -> None:
-        self._staged, self._grafting, self._picks, self._first = staged, grafting, picks, first
+    def __init__(self, staged: Staged, grafting: Columns, schema: TensorSchema, first: int) -> None:
+        self._staged, self._grafting, self._schema, self._first = staged, grafting, schema, first
 
     def __call__(self) -> Rows:
         """The rows in memory of their own; the buffers are free again."""
@@ -142,17 +139,14 @@ class StagedRows:
     def _tensors(
         self, part: str, tensors: Mapping[str, Tensor], seeds: NDArray[Any], slots: NDArray[Any]
     ) -> Tensors:
-        picked, wanted = self._picks[part], torch.from_numpy(slots[seeds].astype(np.int64))
-        if picked is not None:  # staged in the order of `picked`, wanted in that of the seeds
-            order = picked.argsort()
-            wanted = order[torch.searchsorted(picked[order], wanted)]
-        found = {
-            name.partition("/")[2]: value.index_select(0, wanted)
-            for name, value in tensors.items()
-            if name.startswith(f"{part}/")
-        }
         ids = torch.from_numpy(seeds.astype(np.int32))
-        return {"seed_id": ids, "event_no": torch.zeros_like(ids), **found}
+        if not len(seeds):
+            return row_codec.empty_tensors(self._schema)
+        wanted = torch.from_numpy(slots[seeds].astype(np.int64))
+        names = (f"{part}/{name}" for name in self._schema)
+        found = [tensors[name].index_select(0, wanted) for name in names]
+        keys = {"seed_id": ids, "event_no": torch.zeros_like(ids)}
+        return {**keys, **dict(zip(self._schema, found, strict=True))}
 
 
 def _with_events(table: Columns) -> Columns:

@@ -47,6 +47,11 @@ class Root:
             )
         return cls(url.rstrip("/"), options, fs, prefix)
 
+    def below(self, name: str) -> Root:
+        """The root of a folder below this one."""
+        _check_relative(name)
+        return Root.open(f"{self.url}/{name}", self._options)
+
     def __reduce__(self) -> tuple[Callable[..., Root], tuple[str, dict[str, object]]]:
         return Root.open, (self.url, self._options)
 

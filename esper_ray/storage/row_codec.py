@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from esper_ray.errors import ConfigError, CorruptError
-from esper_ray.storage import codec
+from esper_ray.storage import codec, tensor_blocks
 from esper_ray.storage.layer_rows import (
     KEY_TABLE,
     KEYS,
@@ -27,12 +26,8 @@ from esper_ray.storage.layer_rows import (
     check_keys,
     in_order,
 )
-from esper_ray.storage.tensor_header import DTYPE_NAMES
-
-BLOCK_ROWS: Final = 64
 
 _END = b"\xff\xff\xff\xff\0\0\0\0"
-_TORCH = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _KEY_TENSORS: Final[TensorSchema] = dict.fromkeys(KEYS, (torch.int32, ()))
 
 
@@ -48,22 +43,21 @@ class Piece:
     first: int
     last: int
     ranges: tuple[tuple[int, int], ...]
-    dtypes: tuple[str, ...]
     crc32: int
 
     def to_json(self) -> list[Any]:
         """The piece as JSON values."""
         ranges = [list(pair) for pair in self.ranges]
-        return [self.rows, self.first, self.last, ranges, list(self.dtypes), self.crc32]
+        return [self.rows, self.first, self.last, ranges, self.crc32]
 
     @classmethod
     def from_json(cls, value: object, size: int) -> Piece:
         """Read a piece of a segment of `size` bytes; CorruptError unless it lies inside."""
-        if not isinstance(value, list) or len(value) != 6:
+        if not isinstance(value, list) or len(value) != 5:
             raise CorruptError("a manifest holds a malformed piece")
-        rows, first, last, ranges, dtypes, crc = value
+        rows, first, last, ranges, crc = value
         try:
-            piece = cls(rows, first, last, tuple((o, n) for o, n in ranges), tuple(dtypes), crc)
+            piece = cls(rows, first, last, tuple((o, n) for o, n in ranges), crc)
         except (TypeError, ValueError) as error:
             raise CorruptError(f"a manifest holds a malformed piece: {error}") from error
         numbers = [rows, first, last, crc, *(n for pair in piece.ranges for n in pair)]
@@ -71,8 +65,6 @@ class Piece:
             raise CorruptError("a manifest holds a piece with a number that is no count")
         if any(offset + length > size for offset, length in piece.ranges) or not ranges:
             raise CorruptError(f"a manifest holds a piece outside its {size} bytes")
-        if any(name not in _TORCH for name in dtypes) or len(set(dtypes)) != len(dtypes):
-            raise CorruptError(f"a manifest holds a piece of the dtypes {dtypes!r}")
         return piece
 
 
@@ -92,7 +84,11 @@ def encode(rows: Rows, schema: LayerSchema) -> list[Encoded]:
     _check_schema(rows, schema)
     ordered = in_order(rows)
     tables = [_encode_table(p, t) for p, t in ordered.tables.items() if len(t["seed_id"])]
-    blocks = [_encode_tensors(p, t) for p, t in ordered.tensors.items() if len(t["seed_id"])]
+    blocks = [
+        _encode_tensors(part, tensors, schema.tensors[part])
+        for part, tensors in ordered.tensors.items()
+        if len(tensors["seed_id"])
+    ]
     return tables + blocks
 
 
@@ -105,7 +101,7 @@ def decode(parts: Mapping[str, bytes], counts: Mapping[str, int], schema: LayerS
         for part, table in schema.tables.items()
     }
     tensors = {
-        part: _decode_tensors(parts[part], table, counts[part])
+        part: tensor_blocks.decode_blocks(parts[part], _specs(table), counts[part])
         if part in parts
         else empty_tensors(table)
         for part, table in schema.tensors.items()
@@ -123,18 +119,7 @@ def decode_batch(data: bytes, piece: Piece, table: TableSchema) -> Columns:
 
 def decode_block(data: bytes, piece: Piece, table: TensorSchema) -> Tensors:
     """Tensors of one block; CorruptError unless it is of this form."""
-    full, tensors, at = {**_KEY_TENSORS, **table}, Tensors(), 0
-    for name in _stored_order(full, piece.dtypes):
-        kind, shape = full[name]
-        count = piece.rows * int(np.prod(shape))
-        stop = at + count * kind.itemsize
-        if stop > len(data):
-            break
-        flat = torch.frombuffer(bytearray(data[at:stop]), dtype=kind) if count else torch.empty(0)
-        tensors[name], at = flat.to(kind).view(piece.rows, *shape), stop
-    if len(tensors) != len(full) or at != len(data):
-        raise CorruptError(f"a block of {piece.rows} rows does not fill its {len(data)} bytes")
-    return tensors
+    return tensor_blocks.decode_block(data, _specs(table), piece.rows)
 
 
 def empty_table(table: TableSchema) -> Columns:
@@ -179,7 +164,7 @@ def _encode_table(part: str, table: Columns) -> Encoded:
         seeds = ids[number * codec.ROWS_PER_BATCH : (number + 1) * codec.ROWS_PER_BATCH]
         crc = zlib.crc32(memoryview(data)[offset : offset + length])
         first, last = int(seeds[0]), int(seeds[-1])
-        pieces.append(Piece(len(seeds), first, last, ((offset, length),), (), crc))
+        pieces.append(Piece(len(seeds), first, last, ((offset, length),), crc))
     return Encoded(part, "arrow", data, len(ids), tuple(pieces))
 
 
@@ -212,64 +197,16 @@ def _prelude(table: tuple[tuple[str, np.dtype[Any], int], ...]) -> bytes:
     return data[: _end_of_message(pa.ipc.MessageReader.open_stream(source), source)]
 
 
-def _encode_tensors(part: str, tensors: Tensors) -> Encoded:
-    count = len(tensors["seed_id"])
-    starts = range(0, count, BLOCK_ROWS)
-    named = {
-        f"b{number:05d}/{name}": value[start : start + BLOCK_ROWS]
-        for number, start in enumerate(starts)
-        for name, value in tensors.items()
-    }
-    data = codec.encode_tensors(named)
-    ranges = _block_ranges(data)
-    ids, pieces = tensors["seed_id"], []
-    for number, start in enumerate(starts):
-        seeds = ids[start : start + BLOCK_ROWS]
-        spans = ranges[f"b{number:05d}"]
-        crc = 0
-        for offset, length in spans.values():
-            crc = zlib.crc32(memoryview(data)[offset : offset + length], crc)
-        ends = int(seeds[0]), int(seeds[-1])
-        pieces.append(Piece(len(seeds), *ends, tuple(spans.values()), tuple(spans), crc))
-    return Encoded(part, "safetensors", data, count, tuple(pieces))
+def _specs(table: TensorSchema) -> tensor_blocks.Specs:
+    return tensor_blocks.specs_of({**_KEY_TENSORS, **table})
 
 
-def _block_ranges(data: bytes) -> dict[str, dict[str, tuple[int, int]]]:
-    """Block -> dtype -> (offset, length), in the order of the file this process has written."""
-    size = int.from_bytes(data[:8], "little")
-    spans: dict[str, dict[str, list[tuple[int, int]]]] = {}
-    for name, entry in json.loads(data[8 : 8 + size]).items():
-        block = spans.setdefault(name.partition("/")[0], {})
-        begin, end = entry["data_offsets"]
-        block.setdefault(entry["dtype"], []).append((begin, end))
-    found: dict[str, dict[str, tuple[int, int]]] = {}
-    for name, dtypes in spans.items():
-        whole = {d: (min(p)[0], max(p)[1], sum(e - b for b, e in p)) for d, p in dtypes.items()}
-        if any(end - begin != held for begin, end, held in whole.values()):
-            raise RuntimeError("the serializer does not keep the tensors of a block together")
-        ordered = sorted(whole.items(), key=lambda item: item[1])
-        found[name] = {d: (8 + size + begin, end - begin) for d, (begin, end, _) in ordered}
-    return found
-
-
-def _stored_order(specs: TensorSchema, dtypes: Sequence[str]) -> list[str]:
-    names = sorted(specs)
-    return [name for kind in dtypes for name in names if DTYPE_NAMES[specs[name][0]] == kind]
-
-
-def _decode_tensors(data: bytes, table: TensorSchema, rows: int) -> Tensors:
-    specs, counts = {**_KEY_TENSORS, **table}, _block_rows(rows)
-    expected = {
-        f"b{number:05d}/{name}": (kind, (count, *shape))
-        for number, count in enumerate(counts)
-        for name, (kind, shape) in specs.items()
-    }
-    blocks = codec.decode_tensors(data, expected)
-    return {
-        name: torch.cat([blocks[f"b{number:05d}/{name}"] for number in range(len(counts))])
-        for name in specs
-    }
-
-
-def _block_rows(rows: int) -> list[int]:
-    return [min(BLOCK_ROWS, rows - start) for start in range(0, rows, BLOCK_ROWS)]
+def _encode_tensors(part: str, tensors: Tensors, table: TensorSchema) -> Encoded:
+    specs, ids = _specs(table), tensors["seed_id"].numpy()
+    data, pieces = tensor_blocks.encode_blocks(tensors, specs), []
+    for number, ranges in enumerate(tensor_blocks.block_ranges(specs, len(ids))):
+        start = number * tensor_blocks.BLOCK_ROWS
+        seeds = ids[start : start + tensor_blocks.BLOCK_ROWS]
+        crc = tensor_blocks.block_crc(data, ranges)
+        pieces.append(Piece(len(seeds), int(seeds[0]), int(seeds[-1]), ranges, crc))
+    return Encoded(part, "safetensors", data, len(ids), tuple(pieces))

@@ -4,37 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
 BUFFERS: Final = 3
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Source:
-    """A tensor to copy, whole or only the entries `index` (int64) of one dimension."""
-
-    tensor: Tensor
-    index: Tensor | None = None
-    dim: int = 0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the copy."""
-        shape = list(self.tensor.shape)
-        if self.index is not None:
-            shape[self.dim] = len(self.index)
-        return tuple(shape)
-
-    def copy_to(self, out: Tensor) -> None:
-        """Copy on the current stream."""
-        if self.index is None:
-            out.copy_(self.tensor)
-        else:
-            torch.index_select(self.tensor, self.dim, self.index, out=out)
 
 
 class Staged:
@@ -57,9 +32,10 @@ class Staged:
 class StagingBuffers:
     """Three sets of buffers, filled by the training thread and emptied by another.
 
-    The memory is kept from one copy to the next. CUDA tensors are copied on the current stream, so
-    before whatever changes them next, and reach pinned memory on a stream of their own: nothing
-    here waits for the device.
+    The memory is kept from one copy to the next, and copies on the host keep the interpreter's
+    lock, for which they might wait long otherwise. CUDA tensors are copied on the current stream, so before whatever
+    changes them next, and reach pinned memory on a stream of their own: nothing here waits for the
+    device.
     """
 
     def __init__(self, count: int = BUFFERS) -> None:
@@ -68,15 +44,15 @@ class StagingBuffers:
         self.refused = 0
 
     @torch.no_grad()
-    def take(self, sources: Mapping[str, Source]) -> Staged | None:
-        """Copies of all sources, which live on one device; None, counted, if no set is free."""
+    def take(self, tensors: Mapping[str, Tensor]) -> Staged | None:
+        """Copies of tensors of one device; None, counted, if no set is free."""
         with self._lock:
             if not self._free:
                 self.refused += 1
                 return None
             buffers = self._free.pop()
         try:
-            return Staged(self, buffers, buffers.fill(sources))
+            return Staged(self, buffers, buffers.fill(tensors))
         except BaseException:
             self.give_back(buffers)
             raise
@@ -94,55 +70,65 @@ class _Buffers:
     def __init__(self) -> None:
         self._host: dict[str, Tensor] = {}
         self._device: dict[str, Tensor] = {}
+        self._pairs: dict[str, tuple[tuple[int, int], memoryview, memoryview]] = {}
         self._stream: torch.cuda.Stream | None = None
         self._arrived: torch.cuda.Event | None = None
 
-    def fill(self, sources: Mapping[str, Source]) -> dict[str, Tensor]:
-        on_cuda = any(source.tensor.is_cuda for source in sources.values())
-        host = {n: _view(self._host, n, s, "cpu", pin=on_cuda) for n, s in sources.items()}
-        if not on_cuda:
-            for name, source in sources.items():
-                source.copy_to(host[name])
-            return host
-        self._through_device(sources, host)
+    def fill(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        on_cuda = any(tensor.is_cuda for tensor in tensors.values())
+        host = {n: _like(self._host, n, t, "cpu", pin=on_cuda) for n, t in tensors.items()}
+        if on_cuda:
+            self._through_device(tensors, host)
+        else:
+            self._through_memory(tensors, host)
         return host
 
-    def _through_device(self, sources: Mapping[str, Source], host: Mapping[str, Tensor]) -> None:
-        device = next(iter(sources.values())).tensor.device
+    def _through_memory(self, tensors: Mapping[str, Tensor], host: Mapping[str, Tensor]) -> None:
+        """Copy without torch, which would let go of the interpreter's lock for every tensor."""
+        for name, tensor in tensors.items():
+            pair, place = self._pairs.get(name), (tensor.data_ptr(), host[name].data_ptr())
+            if pair is None or pair[0] != place:
+                pair = (place, _memory(host[name]), _memory(tensor))
+                self._pairs[name] = pair
+            pair[1][:] = pair[2]
+
+    def _through_device(self, tensors: Mapping[str, Tensor], host: Mapping[str, Tensor]) -> None:
+        device = next(iter(tensors.values())).device
         with torch.cuda.device(device):
-            if self._stream is None:
+            if self._stream is None or self._arrived is None:
                 self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
                 self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            views = {n: _view(self._device, n, s, device) for n, s in sources.items()}
-            for name, source in sources.items():
-                source.copy_to(views[name])
-            # What follows runs beside the step; the device's copies are not touched before.
+            copies = [_like(self._device, n, t, device) for n, t in tensors.items()]
+            torch._foreach_copy_(copies, list(tensors.values()))
+            # What follows runs beside the step; nobody writes the copies before it is done.
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
-                for name, view in views.items():
-                    host[name].copy_(view, non_blocking=True)
-                assert self._arrived is not None
+                for one, copy in zip(host.values(), copies, strict=True):
+                    one.copy_(copy, non_blocking=True)
                 self._arrived.record(self._stream)
 
     def arrived(self) -> None:
+        """Wait for copies from a device."""
         if self._arrived is not None:
             self._arrived.synchronize()
 
 
-def _view(
+def _memory(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor of the host, shared."""
+    flat = tensor.detach().view(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def _like(
     held: dict[str, Tensor],
     name: str,
-    source: Source,
+    tensor: Tensor,
     device: torch.device | str,
     pin: bool = False,
 ) -> Tensor:
-    """Memory for one copy, made where what is held is too small or of another type."""
-    shape, dtype = source.shape, source.tensor.dtype
-    count = 1
-    for length in shape:
-        count *= length
+    """Memory for one copy, made where what is held is of another shape or type."""
     memory = held.get(name)
-    if memory is None or memory.dtype != dtype or memory.numel() < count:
-        memory = torch.empty(count, dtype=dtype, device=device, pin_memory=pin)
+    if memory is None or memory.dtype != tensor.dtype or memory.shape != tensor.shape:
+        memory = torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=pin)
         held[name] = memory
-    return memory[:count].view(shape)
+    return memory
