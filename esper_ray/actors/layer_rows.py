@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from esper_ray.errors import ConfigError
 from esper_ray.growth import snapshot
@@ -77,6 +77,7 @@ class LayerStaging:
     def __init__(self, layer: LayerSeeds, first: int = 0) -> None:
         self.buffers = StagingBuffers()
         self._layer, self._first = layer, first
+        self._weights = layer_schema(layer).tensors[WEIGHTS]
 
     def save(self, manager: CheckpointManager, step: int) -> SaveFuture | None:
         """Stage all rows and queue them; None, counted, if earlier ones still fill the buffers."""
@@ -92,17 +93,17 @@ class LayerStaging:
     def stage(self) -> StagedRows | None:
         """A copy of all rows as they are now, None if no buffers are free."""
         state, bank = self._layer.state, self._layer.bank
-        sources = {name: state.get_buffer(name) for name in snapshot.STATE_BUFFERS}
-        sources |= {"slot_of_seed": bank.slot_of_seed, "parked": bank.parked}
-        sources |= {f"{WEIGHTS}/{name}": value for name, value in bank.tensors().items()}
-        # A GPU is not asked whether there are copies: the answer would have to be waited for.
-        if bank.parked.is_cuda or bool(bank.parked.any()):
-            sources |= {f"{ROLLBACK}/{name}": value for name, value in bank.copies().items()}
-        staged = self.buffers.take(sources)
+        held, weights, buffers = _buffers(bank), dict(bank.weights.items()), _buffers(state)
+        sources = {name: buffers[name] for name in snapshot.STATE_BUFFERS}
+        sources |= {name: held[name] for name in ("slot_of_seed", "parked")}
+        names = [name.removeprefix("copy_") for name in held if name.startswith("copy_")]
+        for name in names:
+            sources[f"{WEIGHTS}/{name}"] = weights[name] if name in weights else held[name]
+        copies = {f"{ROLLBACK}/{name}": held[f"copy_{name}"] for name in names}
+        staged = self.buffers.take(sources, seldom=copies)
         if staged is None:
             return None
-        schema = {n: (v.dtype, tuple(v.shape[1:])) for n, v in bank.tensors().items()}
-        return StagedRows(staged, snapshot.grafting_columns(state), schema, self._first)
+        return StagedRows(staged, state.grafting.arrays(), self._weights, self._first)
 
 
 class StagedRows:
@@ -127,7 +128,9 @@ class StagedRows:
         slots = tensors["slot_of_seed"].numpy()
         grown = np.flatnonzero(state["blueprint_id"] >= 0)
         parked = np.flatnonzero((slots >= 0) & tensors["parked"].numpy()[slots])
-        tables = {STATE: _with_events(state), GRAFTING: _with_events(self._grafting)}
+        kinds = {n: kind for n, (kind, _) in snapshot.GRAFTING_SCHEMA.items()}
+        grafting = {n: self._grafting[n].astype(kind) for n, kind in kinds.items()}
+        tables = {STATE: _with_events(state), GRAFTING: _with_events(grafting)}
         return Rows(
             tables,
             {
@@ -147,6 +150,11 @@ class StagedRows:
         found = [tensors[name].index_select(0, wanted) for name in names]
         keys = {"seed_id": ids, "event_no": torch.zeros_like(ids)}
         return {**keys, **dict(zip(self._schema, found, strict=True))}
+
+
+def _buffers(module: nn.Module) -> Tensors:
+    """A module's own buffers, for a tenth of what `named_buffers` takes."""
+    return {name: value for name, value in module._buffers.items() if value is not None}
 
 
 def _with_events(table: Columns) -> Columns:

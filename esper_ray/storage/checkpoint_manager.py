@@ -222,13 +222,7 @@ class CheckpointManager:
         return rows, self._log.schema, head.timestamp, head.versions
 
     def _fetch(self, asked: CheckpointId) -> _Found:
-        shards = self.reader.shards(asked.run_epoch)
-        mine = [self.shard.index] if self.shard is not None and self.shard.index in shards else []
-        for number in [*mine, *(n for n in shards if n not in mine)]:
-            try:
-                entry, _ = self.reader.manifest(asked.run_epoch, number, asked.seq)
-            except CheckpointNotFound:
-                continue
+        for entry in self.reader.holders(asked.run_epoch, asked.seq):
             if entry.shard.first <= asked.seed_id < entry.shard.stop:
                 rows = self.reader.seed(entry, asked.seed_id, asked.event_no)
                 if rows is not None:

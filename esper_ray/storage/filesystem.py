@@ -104,10 +104,8 @@ class Root:
             return []
         with self._explained("read", wanted[0][0]):
             if self.local:
-                found = [
-                    local_disk.read_range(local_disk.below(self._prefix, path), start, stop)
-                    for path, start, stop in wanted
-                ]
+                places = {path: local_disk.below(self._prefix, path) for path, _, _ in wanted}
+                found = [local_disk.read_range(places[p], start, stop) for p, start, stop in wanted]
             else:
                 found = self._fs.cat_ranges(*map(list, zip(*wanted, strict=True)), on_error="raise")
         for (path, start, stop), data in zip(wanted, found, strict=True):

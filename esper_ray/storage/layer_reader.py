@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from esper_ray.errors import CheckpointNotFound, CorruptError, EsperError
-from esper_ray.storage import layer_manifest, row_codec
+from esper_ray.storage import layer_manifest
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.layer_manifest import LayerSegment, ManifestRef, ShardManifest
-from esper_ray.storage.layer_rows import LayerSchema, Rows, check_keys, join, newest
+from esper_ray.storage.layer_rows import (
+    STATE,
+    Columns,
+    LayerSchema,
+    Rows,
+    Tensors,
+    check_keys,
+    join,
+    newest,
+)
+from esper_ray.storage.row_codec import (
+    Piece,
+    decode_batch,
+    decode_block,
+    decode_table,
+    decode_tensors,
+    empty_table,
+    empty_tensors,
+)
 from esper_ray.storage.segment_source import PieceRef, SegmentSource
 
 _log = logging.getLogger(__name__)
@@ -170,7 +191,7 @@ class LayerReader:
                 return None
             whole = len(np.unique(mine)) == shard.stop - shard.first
             mine = None if whole else mine
-        batches = list(read_batches(self.source, entry.layer_state, entry.schema, mine))
+        batches = read_batches(self.source, entry.layer_state, entry.schema, mine)
         if not batches:
             raise CheckpointNotFound(f"shard {shard.index} of {self.layer_id!r} has no snapshot")
         found = newest(batches)
@@ -180,9 +201,24 @@ class LayerReader:
 
     def seed(self, entry: ShardManifest, seed_id: int, event_no: int) -> Rows | None:
         """The row that one seed checkpoint of this manifest stored, None if it has none such."""
-        [*batches] = read_batches(self.source, entry.seeds, entry.schema, np.array([seed_id]))
-        found = batches[0].only(event_no) if batches else None
-        return found if found is not None and len(found) == 1 else None
+        batches = read_batches(self.source, entry.seeds, entry.schema, np.array([seed_id]))
+        if not batches or not len(batches[0]):
+            return None
+        [found] = batches
+        if len(found) > 1 or found.tables[STATE]["event_no"][0] != event_no:
+            found = found.only(event_no)
+        return found if len(found) == 1 else None
+
+    def holders(self, run_epoch: int, seq: int) -> Iterator[ShardManifest]:
+        """Manifests of that number, of whatever shard; those that are known come first."""
+        with self._lock:
+            known = [n for (epoch, n, number) in self._known if (epoch, number) == (run_epoch, seq)]
+        for number in known:
+            yield self.manifest(run_epoch, number, seq)[0]
+        for number in self.shards(run_epoch):
+            if number not in known:
+                with contextlib.suppress(CheckpointNotFound):
+                    yield self.manifest(run_epoch, number, seq)[0]
 
 
 def read_batches(
@@ -190,45 +226,82 @@ def read_batches(
     segments: Sequence[LayerSegment],
     schema: LayerSchema,
     seed_ids: NDArray[np.int64] | None = None,
-) -> Iterator[Rows]:
+) -> list[Rows]:
     """Rows of each commit that some segments come from, oldest first, of some seeds or all."""
-    commits: dict[tuple[str, int], dict[str, LayerSegment]] = {}
+    commits: dict[tuple[str, int], list[LayerSegment]] = {}
     for segment in segments:
-        commits.setdefault((segment.level, segment.seq), {})[segment.part] = segment
+        commits.setdefault((segment.level, segment.seq), []).append(segment)
     if seed_ids is None:
-        for parts in commits.values():
-            whole = {part: source.read(segment.ref) for part, segment in parts.items()}
-            yield row_codec.decode(whole, {p: s.ref.rows for p, s in parts.items()}, schema)
-        return
-    wanted = [
-        (commit, part, PieceRef(segment.ref, piece))
+        return [_whole(source, parts, schema) for parts in commits.values()]
+    wanted = {
+        commit: [
+            PieceRef(segment.ref, piece)
+            for segment in parts
+            for piece in segment.pieces
+            if piece.may_hold(seed_ids)
+        ]
         for commit, parts in commits.items()
-        for part, segment in parts.items()
-        for piece in segment.pieces
-        if bool(((seed_ids >= piece.first) & (seed_ids <= piece.last)).any())
-    ]
-    found: dict[tuple[str, int], list[Rows]] = {commit: [] for commit in commits}
-    fetched = source.read_pieces([ref for *_, ref in wanted])
-    for (commit, part, ref), data in zip(wanted, fetched, strict=True):
-        found[commit].append(_piece_rows(schema, part, ref, data).keep(seed_ids))
-    for pieces in found.values():
-        rows = join(pieces) if pieces else _nothing(schema)
-        check_keys(rows)
-        yield rows
+    }
+    fetched = iter(source.read_pieces([ref for refs in wanted.values() for ref in refs]))
+    found = []
+    for commit, refs in wanted.items():
+        part_of = {segment.ref: segment.part for segment in commits[commit]}
+        pieces = [(part_of[ref.segment], ref.piece, next(fetched)) for ref in refs]
+        found.append(_some(pieces, schema, seed_ids))
+    return found
 
 
-def _piece_rows(schema: LayerSchema, part: str, ref: PieceRef, data: bytes) -> Rows:
-    """The rows of one piece; all parts but its own are empty."""
-    none = _nothing(schema)
-    if part in schema.tables:
-        table = row_codec.decode_batch(data, ref.piece, schema.tables[part])
-        return Rows({**none.tables, part: table}, none.tensors)
-    tensors = row_codec.decode_block(data, ref.piece, schema.tensors[part])
-    return Rows(none.tables, {**none.tensors, part: tensors})
+def _whole(source: SegmentSource, segments: Sequence[LayerSegment], schema: LayerSchema) -> Rows:
+    rows = _nothing(schema)
+    for one in segments:
+        data = source.read(one.ref)
+        if one.part in schema.tables:
+            rows.tables[one.part] = decode_table(data, one.pieces, schema.tables[one.part])
+        else:
+            rows.tensors[one.part] = decode_tensors(data, one.pieces, schema.tensors[one.part])
+    check_keys(rows)
+    return rows
 
 
-def _nothing(schema: LayerSchema) -> Rows:
+def _some(
+    pieces: Sequence[tuple[str, Piece, bytes]], schema: LayerSchema, seed_ids: NDArray[np.int64]
+) -> Rows:
+    """The rows of some seeds out of pieces (part, piece, its bytes) of one commit."""
+    tables: dict[str, list[Columns]] = {}
+    tensors: dict[str, list[Tensors]] = {}
+    for part, piece, data in pieces:
+        if part in schema.tables:
+            table = decode_batch(data, piece, schema.tables[part])
+            index = _places(table["seed_id"], seed_ids)
+            tables.setdefault(part, []).append({n: v[index] for n, v in table.items()})
+        else:
+            block = decode_block(data, piece, schema.tensors[part])
+            rows = torch.from_numpy(_places(block["seed_id"].numpy(), seed_ids))
+            taken = {name: value.index_select(0, rows) for name, value in block.items()}
+            tensors.setdefault(part, []).append(taken)
+    found = _nothing(schema, {*tables, *tensors})
+    for part, some in tables.items():
+        found.tables[part] = _joined(some, np.concatenate)
+    for part, blocks in tensors.items():
+        found.tensors[part] = _joined(blocks, torch.cat)
+    check_keys(found)
+    return found
+
+
+def _joined(parts: list[dict[str, Any]], join_all: Callable[[list[Any]], Any]) -> dict[str, Any]:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: join_all([part[name] for part in parts]) for name in parts[0]}
+
+
+def _places(ids: NDArray[np.int32], seed_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    mask = ids == seed_ids[0] if len(seed_ids) == 1 else np.isin(ids, seed_ids)
+    return np.flatnonzero(mask)
+
+
+def _nothing(schema: LayerSchema, but: Collection[str] = ()) -> Rows:
+    """No rows of any part; parts `but` are left out."""
     return Rows(
-        {part: row_codec.empty_table(table) for part, table in schema.tables.items()},
-        {part: row_codec.empty_tensors(table) for part, table in schema.tensors.items()},
+        {p: empty_table(table) for p, table in schema.tables.items() if p not in but},
+        {p: empty_tensors(table) for p, table in schema.tensors.items() if p not in but},
     )

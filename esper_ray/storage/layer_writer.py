@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from esper_ray.storage.layer_rows import Rows, newest
 from esper_ray.storage.recent_groups import RecentGroups
 from esper_ray.storage.row_codec import Encoded
 from esper_ray.storage.shard_log import Commit, ShardLog
+
+_SEED_BATCH: Final = 64
 
 
 class LayerWriter:
@@ -47,7 +50,7 @@ class LayerWriter:
         """The commit of a group, and whether it stands for the whole shard by itself."""
         log, live = self.log, self.log.head.layer_state
         if isinstance(group, SeedGroup):
-            encoded = row_codec.encode(group.rows(), log.schema)
+            encoded = row_codec.encode(group.rows(), log.schema, _SEED_BATCH)
             return log.prepare(group.seq, live, "seed", encoded, log.head.step), False
         rows, shard = group.collect(), log.shard
         everyone = np.array_equal(np.sort(rows.seed_ids), np.arange(shard.first, shard.stop))

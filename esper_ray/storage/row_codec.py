@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import functools
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from esper_ray.errors import ConfigError, CorruptError
 from esper_ray.storage import codec, tensor_blocks
 from esper_ray.storage.layer_rows import (
     KEY_TABLE,
     KEYS,
+    STATE,
     Columns,
     LayerSchema,
     Rows,
     TableSchema,
     Tensors,
     TensorSchema,
-    check_keys,
     in_order,
 )
 
-_END = b"\xff\xff\xff\xff\0\0\0\0"
+_NAMED_ROWS: Final = 1_024
 _KEY_TENSORS: Final[TensorSchema] = dict.fromkeys(KEYS, (torch.int32, ()))
 
 
@@ -35,8 +35,9 @@ _KEY_TENSORS: Final[TensorSchema] = dict.fromkeys(KEYS, (torch.int32, ()))
 class Piece:
     """A part of a segment that can be read alone: rows of seeds first..last.
 
-    `ranges` are (offset, length) in bytes, one for a batch of a table and one per dtype for a block
-    of tensors; `crc32` is that of all their bytes in turn.
+    `seeds` are those that it has rows of, in order, or nothing where that is not said. `ranges`
+    are (offset, length) in bytes, one for a batch of a table and one per dtype for a block of
+    tensors; `crc32` is that of all their bytes in turn.
     """
 
     rows: int
@@ -44,23 +45,29 @@ class Piece:
     last: int
     ranges: tuple[tuple[int, int], ...]
     crc32: int
+    seeds: tuple[int, ...] = ()
 
     def to_json(self) -> list[Any]:
         """The piece as JSON values."""
         ranges = [list(pair) for pair in self.ranges]
-        return [self.rows, self.first, self.last, ranges, self.crc32]
+        return [self.rows, self.first, self.last, ranges, self.crc32, list(self.seeds)]
+
+    def may_hold(self, seed_ids: NDArray[np.int64]) -> bool:
+        """Whether a row of one of these seeds can be in it."""
+        near = seed_ids[(seed_ids >= self.first) & (seed_ids <= self.last)]
+        return bool(len(near)) and (not self.seeds or not {*self.seeds}.isdisjoint(near.tolist()))
 
     @classmethod
     def from_json(cls, value: object, size: int) -> Piece:
         """Read a piece of a segment of `size` bytes; CorruptError unless it lies inside."""
-        if not isinstance(value, list) or len(value) != 5:
+        if not isinstance(value, list) or len(value) != 6:
             raise CorruptError("a manifest holds a malformed piece")
-        rows, first, last, ranges, crc = value
+        rows, first, last, ranges, crc, seeds = value
         try:
-            piece = cls(rows, first, last, tuple((o, n) for o, n in ranges), crc)
+            piece = cls(rows, first, last, tuple((o, n) for o, n in ranges), crc, tuple(seeds))
         except (TypeError, ValueError) as error:
             raise CorruptError(f"a manifest holds a malformed piece: {error}") from error
-        numbers = [rows, first, last, crc, *(n for pair in piece.ranges for n in pair)]
+        numbers = [rows, first, last, crc, *seeds, *(n for pair in piece.ranges for n in pair)]
         if any(type(n) is not int or n < 0 for n in numbers):
             raise CorruptError("a manifest holds a piece with a number that is no count")
         if any(offset + length > size for offset, length in piece.ranges) or not ranges:
@@ -79,11 +86,20 @@ class Encoded:
     pieces: tuple[Piece, ...]
 
 
-def encode(rows: Rows, schema: LayerSchema) -> list[Encoded]:
-    """A segment for each part that has rows; ConfigError where rows are not of the schema."""
+def encode(
+    rows: Rows, schema: LayerSchema, batch_rows: int = codec.ROWS_PER_BATCH
+) -> list[Encoded]:
+    """A segment for each part that has rows; ConfigError where rows are not of the schema.
+
+    `batch_rows` is how many rows of a table are read to get one of them.
+    """
     _check_schema(rows, schema)
     ordered = in_order(rows)
-    tables = [_encode_table(p, t) for p, t in ordered.tables.items() if len(t["seed_id"])]
+    tables = [
+        _encode_table(part, table, batch_rows)
+        for part, table in ordered.tables.items()
+        if len(table["seed_id"])
+    ]
     blocks = [
         _encode_tensors(part, tensors, schema.tensors[part])
         for part, tensors in ordered.tensors.items()
@@ -92,29 +108,21 @@ def encode(rows: Rows, schema: LayerSchema) -> list[Encoded]:
     return tables + blocks
 
 
-def decode(parts: Mapping[str, bytes], counts: Mapping[str, int], schema: LayerSchema) -> Rows:
-    """Rows of whole segments, by part; CorruptError unless they are of the schema."""
-    tables = {
-        part: codec.decode_table(parts[part], {**KEY_TABLE, **table}, counts[part])
-        if part in parts
-        else empty_table(table)
-        for part, table in schema.tables.items()
-    }
-    tensors = {
-        part: tensor_blocks.decode_blocks(parts[part], _specs(table), counts[part])
-        if part in parts
-        else empty_tensors(table)
-        for part, table in schema.tensors.items()
-    }
-    rows = Rows(tables, tensors)
-    check_keys(rows)
-    return rows
+def decode_table(data: bytes, pieces: Sequence[Piece], table: TableSchema) -> Columns:
+    """Columns of a whole segment; CorruptError unless they are of the schema."""
+    rows = sum(piece.rows for piece in pieces)
+    return codec.decode_table(data, {**KEY_TABLE, **table}, rows, max(1, pieces[0].rows))
+
+
+def decode_tensors(data: bytes, pieces: Sequence[Piece], table: TensorSchema) -> Tensors:
+    """Tensors of a whole segment; CorruptError unless they are of the schema."""
+    rows = sum(piece.rows for piece in pieces)
+    return tensor_blocks.decode_blocks(data, _specs(table), rows)
 
 
 def decode_batch(data: bytes, piece: Piece, table: TableSchema) -> Columns:
     """Columns of one batch of a table; CorruptError unless it is of this form."""
-    full = tuple((name, *spec) for name, spec in {**KEY_TABLE, **table}.items())
-    return codec.decode_table(_prelude(full) + data + _END, {**KEY_TABLE, **table}, piece.rows)
+    return codec.decode_batch(data, {**KEY_TABLE, **table}, piece.rows)
 
 
 def decode_block(data: bytes, piece: Piece, table: TensorSchema) -> Tensors:
@@ -156,15 +164,17 @@ def _same(part: str, found: Mapping[str, object], wanted: Mapping[str, object]) 
         raise ConfigError(f"{part!r} has {name} {found.get(name)}, not {wanted.get(name)}")
 
 
-def _encode_table(part: str, table: Columns) -> Encoded:
+def _encode_table(part: str, table: Columns, batch_rows: int) -> Encoded:
     ordered = {name: table[name] for name in [*KEYS, *(n for n in table if n not in KEYS)]}
-    data, ids = codec.encode_table(ordered), table["seed_id"]
+    data, ids = codec.encode_table(ordered, batch_rows), table["seed_id"]
     pieces = []
     for number, (offset, length) in enumerate(_batch_ranges(data)):
-        seeds = ids[number * codec.ROWS_PER_BATCH : (number + 1) * codec.ROWS_PER_BATCH]
+        seeds = ids[number * batch_rows : (number + 1) * batch_rows]
         crc = zlib.crc32(memoryview(data)[offset : offset + length])
         first, last = int(seeds[0]), int(seeds[-1])
-        pieces.append(Piece(len(seeds), first, last, ((offset, length),), crc))
+        # A part that few seeds have need not be read for the others.
+        named = () if part == STATE or len(ids) > _NAMED_ROWS else tuple(np.unique(seeds).tolist())
+        pieces.append(Piece(len(seeds), first, last, ((offset, length),), crc, named))
     return Encoded(part, "arrow", data, len(ids), tuple(pieces))
 
 
@@ -185,16 +195,6 @@ def _end_of_message(reader: Any, source: Any) -> Any:
     except StopIteration:
         return None
     return source.tell()
-
-
-@functools.lru_cache(maxsize=64)
-def _prelude(table: tuple[tuple[str, np.dtype[Any], int], ...]) -> bytes:
-    """What an IPC file of these columns holds before its first batch."""
-    columns = {n: np.empty((0, width) if width else (0,), kind) for n, kind, width in table}
-    data = codec.encode_table(columns)
-    source = pa.BufferReader(data)
-    source.seek(8)
-    return data[: _end_of_message(pa.ipc.MessageReader.open_stream(source), source)]
 
 
 def _specs(table: TensorSchema) -> tensor_blocks.Specs:

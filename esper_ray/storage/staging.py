@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -33,9 +34,9 @@ class StagingBuffers:
     """Three sets of buffers, filled by the training thread and emptied by another.
 
     The memory is kept from one copy to the next, and copies on the host keep the interpreter's
-    lock, for which they might wait long otherwise. CUDA tensors are copied on the current stream, so before whatever
-    changes them next, and reach pinned memory on a stream of their own: nothing here waits for the
-    device.
+    lock, for which they might wait long otherwise. CUDA tensors are copied on the current stream,
+    so before whatever changes them next, and reach pinned memory on a stream of their own: nothing
+    here waits for the device.
     """
 
     def __init__(self, count: int = BUFFERS) -> None:
@@ -44,15 +45,21 @@ class StagingBuffers:
         self.refused = 0
 
     @torch.no_grad()
-    def take(self, tensors: Mapping[str, Tensor]) -> Staged | None:
-        """Copies of tensors of one device; None, counted, if no set is free."""
+    def take(
+        self, tensors: Mapping[str, Tensor], seldom: Mapping[str, Tensor] | None = None
+    ) -> Staged | None:
+        """Copies of tensors of one device; None, counted, if no set is free.
+
+        `seldom` are tensors that only torch's own operations outside of graphs change, and not
+        often: on the host they are copied again where their version says that they were changed.
+        """
         with self._lock:
             if not self._free:
                 self.refused += 1
                 return None
             buffers = self._free.pop()
         try:
-            return Staged(self, buffers, buffers.fill(tensors))
+            return Staged(self, buffers, buffers.fill(tensors, seldom or {}))
         except BaseException:
             self.give_back(buffers)
             raise
@@ -64,35 +71,51 @@ class StagingBuffers:
                 self._free.append(buffers)
 
 
+@dataclass(slots=True)
+class _Pair:
+    """The bytes of a tensor at one place, those of its copy, and which version was copied."""
+
+    place: int
+    copy: Tensor
+    target: memoryview
+    source: memoryview
+    version: int | None = None
+
+
 class _Buffers:
     """Memory on the host, and on the device where the tensors live there."""
 
     def __init__(self) -> None:
         self._host: dict[str, Tensor] = {}
         self._device: dict[str, Tensor] = {}
-        self._pairs: dict[str, tuple[tuple[int, int], memoryview, memoryview]] = {}
+        self._pairs: dict[str, _Pair] = {}
         self._stream: torch.cuda.Stream | None = None
         self._arrived: torch.cuda.Event | None = None
 
-    def fill(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        on_cuda = any(tensor.is_cuda for tensor in tensors.values())
-        host = {n: _like(self._host, n, t, "cpu", pin=on_cuda) for n, t in tensors.items()}
-        if on_cuda:
-            self._through_device(tensors, host)
-        else:
-            self._through_memory(tensors, host)
-        return host
+    def fill(
+        self, tensors: Mapping[str, Tensor], seldom: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        if any(tensor.is_cuda for tensor in tensors.values()):
+            return self._through_device({**tensors, **seldom})
+        copies = {name: self._copy(name, tensor, None) for name, tensor in tensors.items()}
+        for name, tensor in seldom.items():
+            copies[name] = self._copy(name, tensor, tensor._version)
+        return copies
 
-    def _through_memory(self, tensors: Mapping[str, Tensor], host: Mapping[str, Tensor]) -> None:
+    def _copy(self, name: str, tensor: Tensor, version: int | None) -> Tensor:
         """Copy without torch, which would let go of the interpreter's lock for every tensor."""
-        for name, tensor in tensors.items():
-            pair, place = self._pairs.get(name), (tensor.data_ptr(), host[name].data_ptr())
-            if pair is None or pair[0] != place:
-                pair = (place, _memory(host[name]), _memory(tensor))
-                self._pairs[name] = pair
-            pair[1][:] = pair[2]
+        place, known = tensor.data_ptr(), self._pairs.get(name)
+        if known is None or known.place != place or known.copy.shape != tensor.shape:
+            copy = _like(self._host, name, tensor, "cpu")
+            known = _Pair(place, copy, _memory(copy), _memory(tensor))
+            self._pairs[name] = known
+        if version is None or known.version != version:
+            known.target[:] = known.source
+            known.version = version
+        return known.copy
 
-    def _through_device(self, tensors: Mapping[str, Tensor], host: Mapping[str, Tensor]) -> None:
+    def _through_device(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        host = {n: _like(self._host, n, t, "cpu", pin=True) for n, t in tensors.items()}
         device = next(iter(tensors.values())).device
         with torch.cuda.device(device):
             if self._stream is None or self._arrived is None:
@@ -106,6 +129,7 @@ class _Buffers:
                 for one, copy in zip(host.values(), copies, strict=True):
                     one.copy_(copy, non_blocking=True)
                 self._arrived.record(self._stream)
+        return host
 
     def arrived(self) -> None:
         """Wait for copies from a device."""
@@ -116,7 +140,7 @@ class _Buffers:
 def _memory(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor of the host, shared."""
     flat = tensor.detach().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def _like(
