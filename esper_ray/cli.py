@@ -286,13 +286,10 @@ def chunks(source: str, out: str, layer: str | None, as_json: bool) -> None:
 @click.option("--strict", is_flag=True, help="Exit 1 where a row misses its target.")
 @json_option
 @_guarded
-def bench(
-    name: str, device: str | None, url: str | None, quick: bool, strict: bool, as_json: bool
-) -> None:
+def bench(name: str, strict: bool, as_json: bool, **options: str | bool | None) -> None:
     """Measure a speed claim: NAME is `checkpoint`, `layer`, `state` or `step`."""
     from esper_ray.bench import run_bench, table
 
-    options = {"device": device, "url": url, "quick": quick}
     document = run_bench(name, **{n: value for n, value in options.items() if value})
     if as_json:
         _print_json(document)

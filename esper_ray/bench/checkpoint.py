@@ -87,7 +87,7 @@ def _repeat(
         for part in parts:
             queues.append(_run_queue())
             for name, value in part().items():
-                best[name] = min(value, best.get(name, value))
+                best[name] = float(min(value, best.get(name, value)))
     return best, queues
 
 

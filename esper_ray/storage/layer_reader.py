@@ -6,37 +6,18 @@ import contextlib
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from esper_ray.errors import CheckpointNotFound, CorruptError, EsperError
 from esper_ray.storage import layer_manifest
 from esper_ray.storage.filesystem import Root
-from esper_ray.storage.layer_manifest import LayerSegment, ManifestRef, ShardManifest
-from esper_ray.storage.layer_rows import (
-    STATE,
-    Columns,
-    LayerSchema,
-    Rows,
-    Tensors,
-    check_keys,
-    join,
-    newest,
-)
-from esper_ray.storage.row_codec import (
-    Piece,
-    decode_batch,
-    decode_block,
-    decode_table,
-    decode_tensors,
-    empty_table,
-    empty_tensors,
-)
-from esper_ray.storage.segment_source import PieceRef, SegmentSource
+from esper_ray.storage.layer_manifest import ManifestRef, ShardManifest
+from esper_ray.storage.layer_rows import STATE, Rows, join, newest
+from esper_ray.storage.layer_segments import no_rows, read_batches
+from esper_ray.storage.segment_source import SegmentSource
 
 _log = logging.getLogger(__name__)
 _CACHED = 256
@@ -177,7 +158,7 @@ class LayerReader:
         if seed_ids is not None and not ((seed_ids >= 0) & (seed_ids < stop)).all():
             raise IndexError(f"layer {self.layer_id!r} has seeds 0..{stop - 1} only")
         parts = [self._shard_rows(entry, seed_ids) for entry in cut]
-        found = join([part for part in parts if part is not None] or [_nothing(cut[0].schema)])
+        found = join([part for part in parts if part is not None] or [no_rows(cut[0].schema)])
         wanted = np.arange(stop) if seed_ids is None else np.unique(seed_ids)
         if not np.array_equal(found.seed_ids, wanted):
             raise CorruptError(f"layer {self.layer_id!r} lacks rows of seeds that it should have")
@@ -219,89 +200,3 @@ class LayerReader:
             if number not in known:
                 with contextlib.suppress(CheckpointNotFound):
                     yield self.manifest(run_epoch, number, seq)[0]
-
-
-def read_batches(
-    source: SegmentSource,
-    segments: Sequence[LayerSegment],
-    schema: LayerSchema,
-    seed_ids: NDArray[np.int64] | None = None,
-) -> list[Rows]:
-    """Rows of each commit that some segments come from, oldest first, of some seeds or all."""
-    commits: dict[tuple[str, int], list[LayerSegment]] = {}
-    for segment in segments:
-        commits.setdefault((segment.level, segment.seq), []).append(segment)
-    if seed_ids is None:
-        return [_whole(source, parts, schema) for parts in commits.values()]
-    wanted = {
-        commit: [
-            PieceRef(segment.ref, piece)
-            for segment in parts
-            for piece in segment.pieces
-            if piece.may_hold(seed_ids)
-        ]
-        for commit, parts in commits.items()
-    }
-    fetched = iter(source.read_pieces([ref for refs in wanted.values() for ref in refs]))
-    found = []
-    for commit, refs in wanted.items():
-        part_of = {segment.ref: segment.part for segment in commits[commit]}
-        pieces = [(part_of[ref.segment], ref.piece, next(fetched)) for ref in refs]
-        found.append(_some(pieces, schema, seed_ids))
-    return found
-
-
-def _whole(source: SegmentSource, segments: Sequence[LayerSegment], schema: LayerSchema) -> Rows:
-    rows = _nothing(schema)
-    for one in segments:
-        data = source.read(one.ref)
-        if one.part in schema.tables:
-            rows.tables[one.part] = decode_table(data, one.pieces, schema.tables[one.part])
-        else:
-            rows.tensors[one.part] = decode_tensors(data, one.pieces, schema.tensors[one.part])
-    check_keys(rows)
-    return rows
-
-
-def _some(
-    pieces: Sequence[tuple[str, Piece, bytes]], schema: LayerSchema, seed_ids: NDArray[np.int64]
-) -> Rows:
-    """The rows of some seeds out of pieces (part, piece, its bytes) of one commit."""
-    tables: dict[str, list[Columns]] = {}
-    tensors: dict[str, list[Tensors]] = {}
-    for part, piece, data in pieces:
-        if part in schema.tables:
-            table = decode_batch(data, piece, schema.tables[part])
-            index = _places(table["seed_id"], seed_ids)
-            tables.setdefault(part, []).append({n: v[index] for n, v in table.items()})
-        else:
-            block = decode_block(data, piece, schema.tensors[part])
-            rows = torch.from_numpy(_places(block["seed_id"].numpy(), seed_ids))
-            taken = {name: value.index_select(0, rows) for name, value in block.items()}
-            tensors.setdefault(part, []).append(taken)
-    found = _nothing(schema, {*tables, *tensors})
-    for part, some in tables.items():
-        found.tables[part] = _joined(some, np.concatenate)
-    for part, blocks in tensors.items():
-        found.tensors[part] = _joined(blocks, torch.cat)
-    check_keys(found)
-    return found
-
-
-def _joined(parts: list[dict[str, Any]], join_all: Callable[[list[Any]], Any]) -> dict[str, Any]:
-    if len(parts) == 1:
-        return parts[0]
-    return {name: join_all([part[name] for part in parts]) for name in parts[0]}
-
-
-def _places(ids: NDArray[np.int32], seed_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    mask = ids == seed_ids[0] if len(seed_ids) == 1 else np.isin(ids, seed_ids)
-    return np.flatnonzero(mask)
-
-
-def _nothing(schema: LayerSchema, but: Collection[str] = ()) -> Rows:
-    """No rows of any part; parts `but` are left out."""
-    return Rows(
-        {p: empty_table(table) for p, table in schema.tables.items() if p not in but},
-        {p: empty_tensors(table) for p, table in schema.tensors.items() if p not in but},
-    )

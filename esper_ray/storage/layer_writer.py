@@ -11,8 +11,8 @@ from esper_ray.errors import ConfigError
 from esper_ray.storage import compaction, row_codec
 from esper_ray.storage.groups import Group, LayerGroup, SeedGroup
 from esper_ray.storage.layer_manifest import LayerSegment, Level
-from esper_ray.storage.layer_reader import read_batches
 from esper_ray.storage.layer_rows import Rows, newest
+from esper_ray.storage.layer_segments import read_batches
 from esper_ray.storage.recent_groups import RecentGroups
 from esper_ray.storage.row_codec import Encoded
 from esper_ray.storage.shard_log import Commit, ShardLog
