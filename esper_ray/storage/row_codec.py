@@ -35,22 +35,22 @@ _KEY_TENSORS: Final[TensorSchema] = dict.fromkeys(KEYS, (torch.int32, ()))
 class Piece:
     """A part of a segment that can be read alone: rows of seeds first..last.
 
-    `seeds` are those that it has rows of, in order, or nothing where that is not said. `ranges`
-    are (offset, length) in bytes, one for a batch of a table and one per dtype for a block of
-    tensors; `crc32` is that of all their bytes in turn.
+    It is a batch of a table or a block of tensors, `length` bytes from `offset` on, with that
+    crc32. `seeds` are those that it has rows of, in order, or nothing where that is not said.
     """
 
     rows: int
     first: int
     last: int
-    ranges: tuple[tuple[int, int], ...]
+    offset: int
+    length: int
     crc32: int
     seeds: tuple[int, ...] = ()
 
     def to_json(self) -> list[Any]:
         """The piece as JSON values."""
-        ranges = [list(pair) for pair in self.ranges]
-        return [self.rows, self.first, self.last, ranges, self.crc32, list(self.seeds)]
+        numbers = (self.rows, self.first, self.last, self.offset, self.length, self.crc32)
+        return [*numbers, list(self.seeds)]
 
     def may_hold(self, seed_ids: NDArray[np.int64]) -> bool:
         """Whether a row of one of these seeds can be in it."""
@@ -60,17 +60,13 @@ class Piece:
     @classmethod
     def from_json(cls, value: object, size: int) -> Piece:
         """Read a piece of a segment of `size` bytes; CorruptError unless it lies inside."""
-        if not isinstance(value, list) or len(value) != 6:
+        if not isinstance(value, list) or len(value) != 7 or not isinstance(value[6], list):
             raise CorruptError("a manifest holds a malformed piece")
-        rows, first, last, ranges, crc, seeds = value
-        try:
-            piece = cls(rows, first, last, tuple((o, n) for o, n in ranges), crc, tuple(seeds))
-        except (TypeError, ValueError) as error:
-            raise CorruptError(f"a manifest holds a malformed piece: {error}") from error
-        numbers = [rows, first, last, crc, *seeds, *(n for pair in piece.ranges for n in pair)]
-        if any(type(n) is not int or n < 0 for n in numbers):
+        if any(type(n) is not int or n < 0 for n in (*value[:6], *value[6])):
             raise CorruptError("a manifest holds a piece with a number that is no count")
-        if any(offset + length > size for offset, length in piece.ranges) or not ranges:
+        rows, first, last, offset, length, crc, seeds = value
+        piece = cls(rows, first, last, offset, length, crc, tuple(seeds))
+        if not piece.rows or piece.offset + piece.length > size:
             raise CorruptError(f"a manifest holds a piece outside its {size} bytes")
         return piece
 
@@ -174,7 +170,7 @@ def _encode_table(part: str, table: Columns, batch_rows: int) -> Encoded:
         first, last = int(seeds[0]), int(seeds[-1])
         # A part that few seeds have need not be read for the others.
         named = () if part == STATE or len(ids) > _NAMED_ROWS else tuple(np.unique(seeds).tolist())
-        pieces.append(Piece(len(seeds), first, last, ((offset, length),), crc, named))
+        pieces.append(Piece(len(seeds), first, last, offset, length, crc, named))
     return Encoded(part, "arrow", data, len(ids), tuple(pieces))
 
 
@@ -204,9 +200,9 @@ def _specs(table: TensorSchema) -> tensor_blocks.Specs:
 def _encode_tensors(part: str, tensors: Tensors, table: TensorSchema) -> Encoded:
     specs, ids = _specs(table), tensors["seed_id"].numpy()
     data, pieces = tensor_blocks.encode_blocks(tensors, specs), []
-    for number, ranges in enumerate(tensor_blocks.block_ranges(specs, len(ids))):
+    for number, (offset, length) in enumerate(tensor_blocks.block_ranges(specs, len(ids))):
         start = number * tensor_blocks.BLOCK_ROWS
         seeds = ids[start : start + tensor_blocks.BLOCK_ROWS]
-        crc = tensor_blocks.block_crc(data, ranges)
-        pieces.append(Piece(len(seeds), int(seeds[0]), int(seeds[-1]), ranges, crc))
+        crc = zlib.crc32(memoryview(data)[offset : offset + length])
+        pieces.append(Piece(len(seeds), int(seeds[0]), int(seeds[-1]), offset, length, crc))
     return Encoded(part, "safetensors", data, len(ids), tuple(pieces))

@@ -102,7 +102,7 @@ class SegmentSource:
         data = self.memory.get(wanted.segment.sha256)
         if data is None:
             return None
-        return b"".join(data[start : start + count] for start, count in wanted.piece.ranges)
+        return data[wanted.piece.offset : wanted.piece.offset + wanted.piece.length]
 
     def _keep(self, ref: SegmentRef, data: bytes) -> None:
         """Put a segment into the first root; a full or unwritable disk is no reason to fail."""
@@ -115,15 +115,10 @@ class SegmentSource:
 
 def _read_pieces(root: Root, wanted: Sequence[PieceRef]) -> list[bytes]:
     spans = [
-        (one.segment.path, start, start + length)
-        for one in wanted
-        for start, length in one.piece.ranges
+        (one.segment.path, one.piece.offset, one.piece.offset + one.piece.length) for one in wanted
     ]
-    parts = iter(root.read_ranges(spans))
-    found = []
-    for one in wanted:
-        data = b"".join(next(parts) for _ in one.piece.ranges)
+    found = root.read_ranges(spans)
+    for one, data in zip(wanted, found, strict=True):
         if zlib.crc32(data) != one.piece.crc32:
             raise CorruptError(f"a piece of {root.url}/{one.segment.path} is damaged")
-        found.append(data)
     return found

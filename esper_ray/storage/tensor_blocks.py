@@ -1,7 +1,7 @@
 """Rows of tensors as safetensors whose blocks of 64 rows can be read alone.
 
-Tensors are named `b00000/<name>`; they lie by dtype, then block, then name, so that a block is one
-range of bytes per dtype. The header is canonical: for a schema and a number of rows there is one.
+Tensors are named `b00000/<name>`; all those of a block lie together, so that it is one range of
+bytes. The header is canonical: for a schema and a number of rows there is one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import zlib
 from collections.abc import Mapping
 from typing import Final
 
@@ -27,40 +26,23 @@ Specs = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]  # name, dtype, sha
 
 
 def specs_of(schema: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> Specs:
-    """A schema in the order of the file: by dtype, then name."""
-    ordered = sorted(schema.items(), key=lambda item: (DTYPE_NAMES[item[1][0]], item[0]))
+    """A schema in the order of a block: wide types first, which keeps all aligned, then by name."""
+    ordered = sorted(schema.items(), key=lambda item: (-item[1][0].itemsize, item[0]))
     return tuple((name, kind, tuple(shape)) for name, (kind, shape) in ordered)
-
-
-def dtypes_of(specs: Specs) -> list[tuple[str, int]]:
-    """(dtype, bytes of a row) in the order of the file."""
-    widths: dict[str, int] = {}
-    for _, kind, shape in specs:
-        name = DTYPE_NAMES[kind]
-        widths[name] = widths.get(name, 0) + kind.itemsize * math.prod(shape)
-    return list(widths.items())
 
 
 def encode_blocks(tensors: Mapping[str, Tensor], specs: Specs) -> bytes:
     """Tensors (rows, ...) of at least one row as a safetensors file."""
     rows = len(tensors[specs[0][0]])
-    parts = [header(specs, rows)]
-    for dtype, width in dtypes_of(specs):
-        names = [name for name, kind, _ in specs if DTYPE_NAMES[kind] == dtype]
-        pieces = [_bytes(tensors[name], rows) for name in names]
-        whole, tail = rows - rows % BLOCK_ROWS, rows % BLOCK_ROWS
-        out = np.empty(rows * width, np.uint8)
-        blocks = out[: whole * width].reshape(-1, BLOCK_ROWS * width)
-        last, at, ended = out[whole * width :], 0, 0
-        for piece in pieces:
-            size = piece.shape[1]
-            blocks[:, at : at + BLOCK_ROWS * size] = piece[:whole].reshape(
-                len(blocks), BLOCK_ROWS * size
-            )
-            last[ended : ended + tail * size] = piece[whole:].reshape(-1)
-            at, ended = at + BLOCK_ROWS * size, ended + tail * size
-        parts.append(out.data.tobytes())
-    return b"".join(parts)
+    out = np.empty(rows * _row_bytes(specs), np.uint8)
+    blocks, last = _split(out, rows)
+    for name, at, size in _layout(specs):
+        piece, full = _bytes(tensors[name], rows), rows - len(last)
+        blocks[:, at * BLOCK_ROWS : (at + size) * BLOCK_ROWS] = piece[:full].reshape(
+            len(blocks), BLOCK_ROWS * size
+        )
+        last.reshape(-1)[at * len(last) : (at + size) * len(last)] = piece[full:].reshape(-1)
+    return b"".join((header(specs, rows), out.data))
 
 
 def decode_blocks(data: bytes, specs: Specs, rows: int) -> dict[str, Tensor]:
@@ -68,24 +50,15 @@ def decode_blocks(data: bytes, specs: Specs, rows: int) -> dict[str, Tensor]:
     start = header(specs, rows)
     if not data.startswith(start) or len(data) != len(start) + rows * _row_bytes(specs):
         raise CorruptError(f"a safetensors segment is not that of {rows} rows of its schema")
-    found, at = {}, len(start)
-    for dtype, width in dtypes_of(specs):
-        whole, tail = rows - rows % BLOCK_ROWS, rows % BLOCK_ROWS
-        region = np.frombuffer(data, np.uint8, rows * width, at)
-        blocks = region[: whole * width].reshape(-1, BLOCK_ROWS * width)
-        last, begun, ended = region[whole * width :], 0, 0
-        for name, kind, shape in specs:
-            if DTYPE_NAMES[kind] != dtype:
-                continue
-            size = kind.itemsize * math.prod(shape)
-            out = np.empty((rows, size), np.uint8)
-            out[:whole].reshape(len(blocks), BLOCK_ROWS * size)[:] = blocks[
-                :, begun : begun + BLOCK_ROWS * size
-            ]
-            out[whole:].reshape(-1)[:] = last[ended : ended + tail * size]
-            begun, ended = begun + BLOCK_ROWS * size, ended + tail * size
-            found[name] = _tensor(out, kind, (rows, *shape))
-        at += rows * width
+    blocks, last = _split(np.frombuffer(data, np.uint8, offset=len(start)), rows)
+    found: dict[str, Tensor] = {}
+    for (name, at, size), (_, kind, shape) in zip(_layout(specs), specs, strict=True):
+        out, full = np.empty((rows, size), np.uint8), rows - len(last)
+        whole = out[:full].reshape(len(blocks), BLOCK_ROWS * size)
+        whole[:] = blocks[:, at * BLOCK_ROWS : (at + size) * BLOCK_ROWS]
+        tail = last.reshape(-1)[at * len(last) : (at + size) * len(last)]
+        out[full:] = tail.reshape(len(last), size)
+        found[name] = _tensor(out, kind, (rows, *shape))
     return found
 
 
@@ -101,51 +74,52 @@ def decode_block(data: bytes, specs: Specs, rows: int) -> dict[str, Tensor]:
     return found
 
 
-def block_ranges(specs: Specs, rows: int) -> list[tuple[tuple[int, int], ...]]:
-    """(offset, length) of every block, one per dtype."""
-    counts = [min(BLOCK_ROWS, rows - start) for start in range(0, rows, BLOCK_ROWS)]
-    at, ranges = len(header(specs, rows)), list[list[tuple[int, int]]]()
-    for _, width in dtypes_of(specs):
-        column = []
-        for count in counts:
-            column.append((at, count * width))
-            at += count * width
-        ranges.append(column)
-    return list(zip(*ranges, strict=True))
-
-
-def block_crc(data: bytes, ranges: tuple[tuple[int, int], ...]) -> int:
-    """crc32 of the bytes of a block."""
-    crc, view = 0, memoryview(data)
-    for offset, length in ranges:
-        crc = zlib.crc32(view[offset : offset + length], crc)
-    return crc
+def block_ranges(specs: Specs, rows: int) -> list[tuple[int, int]]:
+    """(offset, length) in bytes of every block."""
+    at, width = len(header(specs, rows)), _row_bytes(specs)
+    starts = range(0, rows, BLOCK_ROWS)
+    return [(at + n * width, min(BLOCK_ROWS, rows - n) * width) for n in starts]
 
 
 @functools.lru_cache(maxsize=64)
 def header(specs: Specs, rows: int) -> bytes:
     """The first bytes of the file, with which it says what it holds."""
     entries, at = {}, 0
-    for dtype, _ in dtypes_of(specs):
-        for number, start in enumerate(range(0, rows, BLOCK_ROWS)):
-            count = min(BLOCK_ROWS, rows - start)
-            for name, kind, shape in specs:
-                if DTYPE_NAMES[kind] != dtype:
-                    continue
-                end = at + count * kind.itemsize * math.prod(shape)
-                entries[f"b{number:05d}/{name}"] = {
-                    "dtype": dtype,
-                    "shape": [count, *shape],
-                    "data_offsets": [at, end],
-                }
-                at = end
+    for number, start in enumerate(range(0, rows, BLOCK_ROWS)):
+        count = min(BLOCK_ROWS, rows - start)
+        for name, kind, shape in specs:
+            end = at + count * kind.itemsize * math.prod(shape)
+            entries[f"b{number:05d}/{name}"] = {
+                "dtype": DTYPE_NAMES[kind],
+                "shape": [count, *shape],
+                "data_offsets": [at, end],
+            }
+            at = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
+def _layout(specs: Specs) -> list[tuple[str, int, int]]:
+    """(name, bytes of a row before it, bytes of a row of it) in the order of a block."""
+    found, at = [], 0
+    for name, kind, shape in specs:
+        size = kind.itemsize * math.prod(shape)
+        found.append((name, at, size))
+        at += size
+    return found
+
+
 def _row_bytes(specs: Specs) -> int:
-    return sum(width for _, width in dtypes_of(specs))
+    return sum(size for _, _, size in _layout(specs))
+
+
+def _split(body: NDArray[np.uint8], rows: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Whole blocks (blocks, bytes), and the rows of the last one if it is not whole."""
+    whole, tail = divmod(rows, BLOCK_ROWS)
+    width = len(body) // rows
+    cut = whole * BLOCK_ROWS * width
+    return body[:cut].reshape(whole, BLOCK_ROWS * width), body[cut:].reshape(tail, width)
 
 
 def _bytes(tensor: Tensor, rows: int) -> NDArray[np.uint8]:

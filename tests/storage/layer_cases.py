@@ -94,8 +94,8 @@ class FaultyRoot(Root):
 
     @classmethod
     def new(cls) -> FaultyRoot:
-        plain = Root.open(f"memory://{uuid.uuid4().hex}/run")
-        root = cls(plain.url, {}, plain._fs.fs, plain._prefix)
+        root = cls.open(f"memory://{uuid.uuid4().hex}/run")
+        assert isinstance(root, cls)
         root.gate, root.refusals = threading.Event(), 0
         root.gate.set()
         return root
