@@ -87,7 +87,8 @@ def encode(
 ) -> list[Encoded]:
     """A segment for each part that has rows; ConfigError where rows are not of the schema.
 
-    `batch_rows` is how many rows of a table are read to get one of them.
+    `batch_rows` is how many rows of a table are read to get one of them; only batches of the usual
+    number are compressed.
     """
     _check_schema(rows, schema)
     ordered = in_order(rows)
@@ -162,7 +163,8 @@ def _same(part: str, found: Mapping[str, object], wanted: Mapping[str, object]) 
 
 def _encode_table(part: str, table: Columns, batch_rows: int) -> Encoded:
     ordered = {name: table[name] for name in [*KEYS, *(n for n in table if n not in KEYS)]}
-    data, ids = codec.encode_table(ordered, batch_rows), table["seed_id"]
+    compressed = batch_rows == codec.ROWS_PER_BATCH
+    data, ids = codec.encode_table(ordered, batch_rows, compressed=compressed), table["seed_id"]
     pieces = []
     for number, (offset, length) in enumerate(_batch_ranges(data)):
         seeds = ids[number * batch_rows : (number + 1) * batch_rows]
