@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,11 @@ class PlainCheckpoints:
 
     def measure(self) -> dict[str, float]:
         """Median milliseconds of each."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            return self._measure()
+
+    def _measure(self) -> dict[str, float]:
         tensors = self._tensors()
         copies = [torch.empty_like(value) for value in tensors.values()]
         found = {

@@ -242,7 +242,12 @@ def _from_json(value: dict[str, Any]) -> ShardManifest:
 
 
 def _check_fields(found: ShardManifest) -> None:
-    counts = (found.run_epoch, found.incarnation, found.seq, *([found.step] if found.step else []))
+    counts = (
+        found.run_epoch,
+        found.incarnation,
+        found.seq,
+        *([] if found.step is None else [found.step]),
+    )
     if any(type(n) is not int or not 0 <= n < 2**63 for n in counts):
         raise ValueError(f"its numbers are {counts!r}")
     if found.kind not in ("open", "shard") or type(found.layer_id) is not str:
