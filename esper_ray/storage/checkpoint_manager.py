@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from esper_ray.errors import CheckpointNotFound, ConfigError
+from esper_ray.errors import CheckpointNotFound, ConfigError, EsperError, StoreTimeout
 from esper_ray.storage.acknowledgement import (
     LEVELS,
     CheckpointId,
@@ -89,7 +90,12 @@ class CheckpointManager:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except EsperError as failure:
+            if error is None:
+                raise
+            error.add_note(f"what was saved could not be committed either: {failure}")
 
     # ---- saving ----------------------------------------------------------------------------------
 
@@ -134,7 +140,8 @@ class CheckpointManager:
     ) -> SaveFuture:
         """Queue rows of this shard's seeds as they were at `step`: all, or those that changed.
 
-        Rows may be given as a function that takes them from staging buffers in the background.
+        Rows belong to the manager from here on: they are not copied again. They may be given as a
+        function that takes them from staging buffers in the background.
         The future fails with ConfigError if they are not of the schema, or if `needs_all` and they
         are not all. BackpressureError as in `save_checkpoint`.
         """
@@ -152,8 +159,9 @@ class CheckpointManager:
         """
         self._writer()
         wanted = self.highest if level is None else check_level(level, self.highest)
+        until = time.monotonic() + timeout
         for future in self._commits.flush():
-            future.wait(wanted, timeout)
+            future.wait(wanted, max(0.0, until - time.monotonic()))
         self._commits.raise_failure()
 
     def stats(self) -> dict[str, int]:
@@ -166,10 +174,19 @@ class CheckpointManager:
         return self._writer().last
 
     def close(self, timeout: float = 30.0) -> None:
-        """Commit what was saved, waiting up to `timeout` seconds, and end the writer."""
-        if self._log is not None:
-            self._commits.close(timeout)
-            self._log.close()
+        """Commit what was saved, waiting up to `timeout` seconds, and end the writer.
+
+        Raises what failed and was not raised yet; StoreTimeout if the store takes longer.
+        """
+        if self._log is None:
+            return
+        if not self._commits.close(timeout):
+            raise StoreTimeout(
+                f"{self._commits.pending} groups of checkpoints are not stored after {timeout} s",
+                "look whether the store answers",
+            )
+        self._log.close()
+        self._commits.raise_failure()
 
     def _writer(self) -> ShardLog:
         if self._log is None:
@@ -241,12 +258,16 @@ class CheckpointManager:
     ) -> Rows:
         """Rows of all seeds, or of some, of the newest step that all shards share, or of `step`.
 
-        `pins` of a run commit take the place of a step. However many shards wrote the layer, any
-        number of managers may read any seeds of it. CheckpointNotFound where nothing is stored,
-        CorruptError where it is damaged, IndexError for a seed that the layer has not.
+        `pins` of a run commit take the place of a step. Without both, a step that is damaged is
+        passed over for the one before, which is logged as a warning. However many shards wrote
+        the layer, any number of managers may read any seeds of it. CheckpointNotFound where nothing
+        is stored, CorruptError where it is damaged, IndexError for a seed that the layer has not.
         """
-        cut = self.reader.cut(step) if pins is None else self.reader.pinned(pins)
-        return self.reader.rows(cut, seed_ids).to(device)
+        if pins is not None:
+            return self.reader.rows(self.reader.pinned(pins), seed_ids).to(device)
+        if step is not None:
+            return self.reader.rows(self.reader.cut(step), seed_ids).to(device)
+        return self.reader.newest_rows(seed_ids).to(device)
 
 
 def _root(place: Root | str) -> Root:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -54,7 +55,7 @@ class GroupCommit:
         self._changed = threading.Condition()
         self._error: Exception | None = None
         self._fatal: FencedError | None = None
-        self._closing = False
+        self._closing, self._give_up_at = False, math.inf
         self.counts = dict.fromkeys(("accepted", "groups", "failed", "retries"), 0)
         self._thread = threading.Thread(target=self._run, name="esper-commit", daemon=True)
         self._thread.start()
@@ -114,13 +115,15 @@ class GroupCommit:
                     return group.row(event_no)
         return None
 
-    def close(self, timeout: float) -> None:
-        """Commit what is queued, up to `timeout` seconds, and end the thread."""
+    def close(self, timeout: float) -> bool:
+        """Commit what is queued, up to `timeout` seconds; whether the thread has ended."""
         with self._changed:
             self._closing = True
+            self._give_up_at = min(self._give_up_at, time.monotonic() + timeout)
             self._seal()
             self._changed.notify_all()
         self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     # ---- under the lock --------------------------------------------------------------------------
 
@@ -205,15 +208,14 @@ class GroupCommit:
             try:
                 self._write(group)
             except StorageUnavailable as error:
-                if self._closing or time.monotonic() + pause > deadline:
+                if time.monotonic() + pause > min(deadline, self._give_up_at):
                     return error
             except (ValueError, TypeError, *_FAILURES) as error:
                 return error
             else:
                 return None
             self.counts["retries"] += 1
-            with self._changed:
-                self._changed.wait_for(lambda: self._closing, pause)
+            time.sleep(pause)
             pause = min(2 * pause, longest)
 
     def _abandon(self, error: FencedError) -> None:

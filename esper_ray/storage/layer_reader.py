@@ -78,15 +78,36 @@ class LayerReader:
             found.append(entry)
         return self._complete(found)
 
-    def cut(self, step: int | None = None, run_epoch: int | None = None) -> list[ShardManifest]:
+    def newest_rows(self, seed_ids: NDArray[np.int64] | None = None) -> Rows:
+        """Rows of the newest step that is whole; a warning names each one that is passed over.
+
+        CorruptError if none is whole, CheckpointNotFound if there is none.
+        """
+        bound, damage = None, None
+        while True:
+            try:
+                cut = self.cut(at_most=bound)
+            except CheckpointNotFound:
+                if damage is None:
+                    raise
+                raise damage from None
+            step = cut[0].step or 0
+            try:
+                return self.rows(cut, seed_ids)
+            except CorruptError as error:
+                _log.warning("step %d is damaged and is passed over: %s", step, error)
+                bound, damage = step - 1, damage or error
+
+    def cut(self, step: int | None = None, at_most: int | None = None) -> list[ShardManifest]:
         """One manifest per shard, all of one step: the newest that all have, or `step`.
 
-        It is that of the newest run epoch with a snapshot, or of `run_epoch`; CheckpointNotFound
-        where there is none.
+        It is that of the newest run epoch with a snapshot, and no later than step `at_most`;
+        CheckpointNotFound where there is none.
         """
+        bound = at_most if step is None else step
         epochs = self._union(lambda root: layer_manifest.list_epochs(root, self.key))
-        for epoch in reversed(epochs) if run_epoch is None else [run_epoch]:
-            heads = [h for n in self.shards(epoch) if (h := self.newest(epoch, n, step))]
+        for epoch in reversed(epochs):
+            heads = [h for n in self.shards(epoch) if (h := self.newest(epoch, n, bound))]
             if heads and all(head.layer_state for head in heads):
                 return self._aligned(heads, step)
             if parents := [parent for head in heads for parent in head.parents]:

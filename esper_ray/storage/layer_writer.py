@@ -42,7 +42,7 @@ class LayerWriter:
             self._prepared = (group.seq, commit, before and not whole)
         _, commit, still = self._prepared
         self.log.publish(commit, group.future.reach)
-        self.needs_all = still
+        self.needs_all, self._prepared = still, None
         if isinstance(group, SeedGroup):
             self.recent.keep(group)
 

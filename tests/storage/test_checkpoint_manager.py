@@ -181,7 +181,8 @@ def test_a_writer_that_was_replaced_is_fenced_and_nothing_of_it_shows(root: Root
                 zombie.save_checkpoint(LAYER, 1, {})
         new = heir.save_checkpoint(LAYER, 1, {"lifecycle": 3})
         heir.flush()
-    zombie.close()
+    with pytest.raises(FencedError):
+        zombie.close()
     reader = CheckpointManager(root, layer_id=LAYER)
     assert reader.restore_checkpoint(old, "cpu")["state_data"]["lifecycle"] == 1
     assert reader.restore_checkpoint(new, "cpu")["state_data"]["lifecycle"] == 3
@@ -264,6 +265,28 @@ def test_what_fails_in_the_background_is_raised_by_future_flush_and_next_save() 
         assert not manager.needs_all
 
 
+def test_closing_waits_for_the_store_and_raises_what_it_could_not_do() -> None:
+    root = FaultyRoot.new()
+    manager = writer(root, policy=CommitPolicy(interval_s=0.0, retry_s=60))
+    root.refusals = 3
+    saved = manager.save_checkpoint(LAYER, 1, {})
+    manager.close()
+    assert saved.future is not None
+    assert saved.future.done()
+    manager = writer(root, policy=CommitPolicy(interval_s=0.0, retry_s=60))
+    root.gate.clear()
+    manager.save_checkpoint(LAYER, 1, {})
+    with pytest.raises(StoreTimeout, match="not stored after"):
+        manager.close(timeout=0.05)
+    root.gate.set()
+    manager.close()
+    failing, fault = writer(root), KeyError("the step failed")
+    root.refusals = 10_000
+    failing.save_checkpoint(LAYER, 1, {})
+    failing.__exit__(KeyError, fault, None)
+    assert "could not be committed either" in fault.__notes__[0]
+
+
 # ---- damage and copies ---------------------------------------------------------------------------
 
 
@@ -300,7 +323,8 @@ def test_saves_are_durable_in_the_near_root_first_and_go_on_to_the_far_one(tmp_p
     assert saved.future.wait("durable-local", 20) == "durable-local"
     with pytest.raises(StorageUnavailable):
         saved.future.wait("durable-object", 20)
-    manager.close()
+    with pytest.raises(StorageUnavailable):
+        manager.close()
     far.refusals = 0
     with writer(far, local_root=str(tmp_path)) as heir:  # brings up what only the disk has
         found = CheckpointManager(far, layer_id=LAYER).restore_checkpoint(saved, "cpu")

@@ -238,6 +238,26 @@ def _restores_or_refuses(root: str, rows: Rows) -> None:
         assert same(found, rows if ids is None else rows.keep(ids))
 
 
+def test_a_damaged_step_is_passed_over_for_the_one_before_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, older, newer = str(tmp_path), rows_of(EVERYONE), rows_of(EVERYONE, seed=1)
+    with writer(root) as manager:
+        manager.save_layer(older, step=1).wait(timeout=20)
+        manager.save_layer(newer, step=2).wait(timeout=20)
+    [head] = reader(root).reader.cut()
+    for segment in head.layer_state:
+        (tmp_path / segment.ref.path).unlink()
+    assert same(reader(root).restore_layer(), older)
+    assert "step 2 is damaged and is passed over" in caplog.text
+    with pytest.raises(CorruptError, match="missing"):
+        reader(root).restore_layer(step=2)
+    for path in stored(tmp_path, "arrow"):
+        path.unlink()
+    with pytest.raises(CorruptError, match="missing"):
+        reader(root).restore_layer()
+
+
 # ---- other readers -------------------------------------------------------------------------------
 
 
