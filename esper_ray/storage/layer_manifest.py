@@ -236,7 +236,7 @@ def _from_json(value: dict[str, Any]) -> ShardManifest:
             value["versions"],
         )
         _check_fields(found)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CorruptError(f"it is no manifest of a layer's log: {error}") from error
     return found
 
