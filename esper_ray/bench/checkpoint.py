@@ -156,12 +156,10 @@ def _commits(case: CheckpointCase, layer: LayerSeeds, root: Root, place: str) ->
         staging = LayerStaging(layer)
         saves = [_milliseconds(_save, staging, manager, n) for n in range(_LAYER_SAVES)]
         found[f"{place}/layer saved, durable"] = float(np.median(saves))
-        ids: list[CheckpointId] = []
-        records = [seed_record(layer, seed) for seed in range(0, case.seeds, case.seeds // 1_000)]
-        records = records[:1_000]
+        held = np.flatnonzero(layer.state.host("columns")[layer.state.BLUEPRINT_ID] >= 0).tolist()
+        records = [(seed, *seed_record(layer, seed)) for seed in held]
         began = time.perf_counter()
-        for seed, record in enumerate(records):
-            ids.append(manager.save_checkpoint(layer.layer_id, seed, *record))
+        ids = [manager.save_checkpoint(layer.layer_id, *record) for record in records]
         accepted = time.perf_counter() - began
         manager.flush()
         scale = 1_000 / len(ids)

@@ -72,7 +72,8 @@ class PlainCheckpoints:
 
     def _per_seed(self, *, durable: bool) -> float:
         """Milliseconds for 1,000 seeds that hold weights, from _FILES of them."""
-        held = np.flatnonzero(self._layer.state.host("columns")[1] >= 0)
+        state = self._layer.state
+        held = np.flatnonzero(state.host("columns")[state.BLUEPRINT_ID] >= 0)
         records = [seed_record(self._layer, int(seed)) for seed in held[:_FILES]]
         began = time.perf_counter()
         for state_data, weights in records:
