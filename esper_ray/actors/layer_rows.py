@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from esper_ray.errors import ConfigError
+from esper_ray.errors import BackpressureError, ConfigError
 from esper_ray.growth import snapshot
 from esper_ray.layers import LayerSeeds
 from esper_ray.storage import CheckpointManager, SaveFuture, row_codec
@@ -80,12 +80,16 @@ class LayerStaging:
         self._weights = layer_schema(layer).tensors[WEIGHTS]
 
     def save(self, manager: CheckpointManager, step: int) -> SaveFuture | None:
-        """Stage all rows and queue them; None, counted, if earlier ones still fill the buffers."""
+        """Stage all rows and queue them; None, counted, if the store is behind. It never waits."""
         staged = self.stage()
         if staged is None:
             return None
         try:
-            return manager.save_layer(staged, step)
+            return manager.save_layer(staged, step, timeout=0)
+        except BackpressureError:
+            self.buffers.refused += 1
+            staged.release()
+            return None
         except BaseException:
             staged.release()
             raise

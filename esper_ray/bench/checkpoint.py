@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 
 from esper_ray.actors.layer_rows import LayerStaging, load_rows, seed_record
 from esper_ray.bench.checkpoint_case import CheckpointCase, busy_step, manager_of
@@ -54,11 +55,13 @@ def measure(
     quick_case = CheckpointCase(stagings=100, repeats=1, restores=50)
     chosen = case or (quick_case if quick else CheckpointCase())
     layer = chosen.build()
-    folder = Path(tempfile.mkdtemp(prefix="esper-bench-"))
+    folder, threads = Path(tempfile.mkdtemp(prefix="esper-bench-")), torch.get_num_threads()
+    torch.set_num_threads(1)  # with more, one small operation can wait long on a busy machine
     try:
         with _object_store(url) as store:
             best, queues = _repeat(chosen, layer, folder, store)
     finally:
+        torch.set_num_threads(threads)
         shutil.rmtree(folder, ignore_errors=True)
     rows = [make_row(name, value, "ms", _TARGETS.get(name)) for name, value in best.items()]
     rows.append(make_row("run queue, largest seen", max(queues), "tasks"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from esper_ray.storage import CheckpointManager, Rows, ShardId
 from esper_ray.storage.group_commit import CommitPolicy
 from esper_ray.storage.staging import StagingBuffers
 from tests.builders import move, run_step, same_bits, stage_spec, walk
+from tests.pages import blocks, python
+from tests.storage.layer_cases import FaultyRoot
 
 QUICK = CommitPolicy(interval_s=0.0)
 
@@ -171,6 +174,11 @@ def test_one_seed_of_a_layer_is_saved_and_comes_back(tmp_path: Path) -> None:
         seed_record(layer, 24)
 
 
+def test_the_example_of_the_page_works_as_it_is_written(tmp_path: Path) -> None:
+    code = "\n".join(blocks("docs/storage-layers.md", "python"))
+    assert python("-W", "error", "-c", code, folder=tmp_path) == "3 17 0\n"
+
+
 # ---- staging -------------------------------------------------------------------------------------
 
 
@@ -210,6 +218,35 @@ def test_a_snapshot_without_a_free_buffer_is_left_out_and_counted(tmp_path: Path
         future = staging.save(manager, step=3)  # the buffers are free again once it is encoded
         assert future is not None
         future.wait(timeout=20)
+
+
+def test_a_store_that_stalls_does_not_delay_the_step() -> None:
+    layer, root = grown_layer(), FaultyRoot.new()
+    manager = CheckpointManager(
+        root,
+        layer_id=layer.layer_id,
+        schema=layer_schema(layer),
+        shard=ShardId.whole(SEEDS),
+        policy=CommitPolicy(interval_s=0.0, pending=2),
+    )
+    staging, longest, futures = LayerStaging(layer), 0.0, []
+    root.gate.clear()
+    for step in range(50):
+        began = time.perf_counter()
+        futures.append(staging.save(manager, step))
+        longest = max(longest, time.perf_counter() - began)
+    queued = [future for future in futures if future is not None]
+    assert len(queued) == 2
+    assert staging.buffers.refused == 48
+    assert longest < 1.0
+    root.gate.set()
+    for future in queued:
+        future.wait(timeout=20)
+    manager.close()
+    assert same_bits(
+        manager.restore_layer().tensors["weights"]["w_in"],
+        rows_of(layer).tensors["weights"]["w_in"],
+    )
 
 
 def test_a_save_that_is_refused_gives_its_buffers_back(tmp_path: Path) -> None:
