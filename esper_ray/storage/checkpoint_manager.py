@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike, fspath
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -46,7 +47,7 @@ class CheckpointManager:
 
     def __init__(
         self,
-        root: Root | str,
+        root: Root | str | PathLike[str],
         *,
         layer_id: str,
         schema: LayerSchema | None = None,
@@ -54,7 +55,7 @@ class CheckpointManager:
         run_epoch: int = 1,
         incarnation: int | None = None,
         parents: Sequence[ManifestRef] = (),
-        local_root: Root | str | None = None,
+        local_root: Root | str | PathLike[str] | None = None,
         policy: CommitPolicy | None = None,
     ) -> None:
         if (schema is None) != (shard is None):
@@ -270,5 +271,5 @@ class CheckpointManager:
         return self.reader.newest_rows(seed_ids).to(device)
 
 
-def _root(place: Root | str) -> Root:
-    return place if isinstance(place, Root) else Root.open(place)
+def _root(place: Root | str | PathLike[str]) -> Root:
+    return place if isinstance(place, Root) else Root.open(fspath(place))

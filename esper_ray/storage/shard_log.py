@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from esper_ray.errors import FencedError, StorageUnavailable
+from esper_ray.errors import CorruptError, FencedError, StorageUnavailable
 from esper_ray.storage import layer_manifest, manifest, objects
 from esper_ray.storage.acknowledgement import Durability
 from esper_ray.storage.filesystem import Root
@@ -27,6 +28,7 @@ from esper_ray.storage.layer_rows import LayerSchema
 from esper_ray.storage.manifest import SegmentRef
 from esper_ray.storage.row_codec import Encoded
 
+_log = logging.getLogger(__name__)
 _ATTEMPTS = 64
 _PARALLEL = 4
 
@@ -139,13 +141,16 @@ class ShardLog:
             return
         key, place = self.reader.key, (self.run_epoch, self.shard.index)
         known = layer_manifest.list_seqs(authority, key, *place)
-        for seq in seqs:
-            if seq > max(known, default=0):
-                path = layer_manifest.shard_path(key, *place, seq)
+        for seq in [seq for seq in seqs if seq > max(known, default=0)]:
+            path = layer_manifest.shard_path(key, *place, seq)
+            try:
                 entry, _ = self.reader.manifest(*place, seq)
                 self._put(authority, [(s.ref, None) for s in entry.segments])
                 data = local[0].read(path, manifest.MAX_BYTES)
-                objects.create_or_confirm(authority, path, data)
+            except CorruptError as error:
+                _log.warning("%s cannot be brought to %s: %s", path, authority.url, error)
+                continue
+            objects.create_or_confirm(authority, path, data)
 
     def prepare(
         self,

@@ -332,5 +332,26 @@ def test_saves_are_durable_in_the_near_root_first_and_go_on_to_the_far_one(tmp_p
         later = heir.save_checkpoint(LAYER, 4, {})
         assert later.future is not None
         assert later.future.wait(timeout=20) == "durable-object"
+
+
+@pytest.mark.parametrize("damaged", ["segments", "layers"])
+def test_a_damaged_rest_on_the_disk_is_left_there_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: str
+) -> None:
+    far = FaultyRoot.new()
+    manager = writer(far, local_root=tmp_path, policy=CommitPolicy(0.0, retry_s=0.0))
+    far.refusals = 10_000
+    saved = manager.save_checkpoint(LAYER, 4, {"lifecycle": 3})
+    assert saved.future is not None
+    saved.future.wait("durable-local", 20)
+    with pytest.raises(StorageUnavailable):
+        manager.close()
+    for path in (tmp_path / damaged).rglob("*.*"):
+        flip(path)
+    far.refusals = 0
+    with writer(far, local_root=tmp_path) as heir:
+        assert "cannot be brought to" in caplog.text
+        heir.save_checkpoint(LAYER, 4, {})
+        heir.flush("durable-object")
     with pytest.raises(ConfigError, match="not a folder of this machine"):
         CheckpointManager(str(tmp_path), layer_id=LAYER, local_root=far)
