@@ -74,12 +74,12 @@ class CheckpointManager:
             self._log = ShardLog(self.reader, shard, run_epoch, schema, parents)
             self._log.open(incarnation)
             self._rows = LayerWriter(self._log)
-            interval = _INTERVAL_S[roots[-1].local]
+            self._policy = policy or CommitPolicy(_INTERVAL_S[roots[-1].local])
             self._commits = GroupCommit(
-                self._rows.write,
+                self._rows,
                 self._log.head.seq + 1,
                 lambda seq: SeedGroup(seq, schema, SaveFuture(self.highest)),
-                policy or CommitPolicy(interval_s=interval),
+                self._policy,
             )
 
     def __enter__(self) -> Self:
@@ -174,16 +174,17 @@ class CheckpointManager:
         """This shard's last commit by number and digest, for a run commit to name."""
         return self._writer().last
 
-    def close(self, timeout: float = 30.0) -> None:
-        """Commit what was saved, waiting up to `timeout` seconds, and end the writer.
+    def close(self, timeout: float | None = None) -> None:
+        """Commit what was saved, up to `timeout` seconds or the policy's, and end the writer.
 
         Raises what failed and was not raised yet; StoreTimeout if the store takes longer.
         """
         if self._log is None:
             return
-        if not self._commits.close(timeout):
+        limit = self._policy.timeout_s if timeout is None else timeout
+        if not self._commits.close(limit):
             raise StoreTimeout(
-                f"{self._commits.pending} groups of checkpoints are not stored after {timeout} s",
+                f"{self._commits.pending} groups of checkpoints are not stored after {limit} s",
                 "look whether the store answers",
             )
         self._log.close()

@@ -8,16 +8,28 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from esper_ray.errors import BackpressureError, EsperError, FencedError, StorageUnavailable
 from esper_ray.storage.acknowledgement import SaveFuture
 from esper_ray.storage.groups import Group, LayerGroup, SeedGroup
 from esper_ray.storage.layer_rows import Rows
 from esper_ray.storage.seed_record import SeedRow
+from esper_ray.storage.shard_log import Commit
 
-# Whatever ends a write reaches its future; these are what encoders and file systems raise.
-_FAILURES = (ArithmeticError, EsperError, LookupError, MemoryError, OSError, RuntimeError)
+# Whatever ends the encoding of a group reaches its future.
+_FAILURES = (
+    ArithmeticError,
+    EsperError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 _BACK_OFF_S = (0.05, 2.0)
+_LAST_CALL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +37,14 @@ class CommitPolicy:
     """When a group is committed, and how long a store that does not answer is waited for.
 
     A group closes `interval_s` after its first row, or when it is full; `pending` groups may wait,
-    then a save waits up to `timeout_s`. A commit that fails is repeated for `retry_s`.
+    then a save waits up to `timeout_s`, and so does closing. A commit
+    that fails is repeated; after `retry_s` its saves
+    have failed, which their futures, the next save and `flush` raise.
     """
 
     interval_s: float = 0.05
     pending: int = 4
-    timeout_s: float = 10.0
+    timeout_s: float = 30.0
     retry_s: float = 60.0
 
     def __post_init__(self) -> None:
@@ -38,17 +52,30 @@ class CommitPolicy:
             raise ValueError(f"{self} has a number that cannot be")
 
 
+class GroupWriter(Protocol):
+    """What the thread asks of the log."""
+
+    def prepare(self, group: Group) -> Commit:
+        """The commit of a group, encoded; whatever it raises fails the group."""
+
+    def void(self, group: Group) -> Commit:
+        """A commit of nothing under the number of a group."""
+
+    def publish(self, commit: Commit, group: Group) -> None:
+        """Store a commit; after StorageUnavailable the same call is made again."""
+
+
 class GroupCommit:
     """A queue of groups and the thread that writes them, one at a time and in order."""
 
     def __init__(
         self,
-        write: Callable[[Group], None],
+        writer: GroupWriter,
         first_seq: int,
         new_group: Callable[[int], SeedGroup],
         policy: CommitPolicy,
     ) -> None:
-        self._write, self._new_group, self._policy = write, new_group, policy
+        self._writer, self._new_group, self._policy = writer, new_group, policy
         self._next_seq = first_seq
         self._queue: deque[Group] = deque()
         self._sealed: set[int] = set()
@@ -122,7 +149,7 @@ class GroupCommit:
             self._give_up_at = min(self._give_up_at, time.monotonic() + timeout)
             self._seal()
             self._changed.notify_all()
-        self._thread.join(timeout)
+        self._thread.join(timeout + _LAST_CALL_S)
         return not self._thread.is_alive()
 
     # ---- under the lock --------------------------------------------------------------------------
@@ -171,19 +198,15 @@ class GroupCommit:
 
     def _run(self) -> None:
         while (group := self._next()) is not None:
-            error = self._attempt(group)
+            error = self._publish(group, self._prepared(group))
             with self._changed:
-                self._queue.popleft()
-                self._sealed.discard(group.seq)
-                self.counts["groups" if error is None else "failed"] += 1
-                if isinstance(error, FencedError):
-                    self._fatal = error
+                if error is None:
+                    self._queue.popleft()
+                    self._sealed.discard(group.seq)
+                    self.counts["groups"] += 1
+                else:
                     self._abandon(error)
-                elif error is not None:
-                    self._error = error
                 self._changed.notify_all()
-            if error is not None:
-                group.future.fail(error)
 
     def _next(self) -> Group | None:
         """The oldest group once it is due; None when all is written and this is closed."""
@@ -201,25 +224,57 @@ class GroupCommit:
                     return group
                 self._changed.wait(left)
 
-    def _attempt(self, group: Group) -> Exception | None:
+    def _prepared(self, group: Group) -> Commit:
+        """The commit of a group; an empty one where it cannot be made, so that no number is left.
+
+        A gap would let a replaced writer and its heir both create the number after it.
+        """
+        try:
+            return self._writer.prepare(group)
+        except _FAILURES as error:
+            self._fail(group, error)
+            return self._writer.void(group)
+
+    def _publish(self, group: Group, commit: Commit) -> EsperError | None:
+        """Store a commit, however long it takes; an error only where it is given up.
+
+        After `retry_s` the save has failed for its caller, but it stays first in the queue: what
+        follows is built upon it, and whether it was stored after all is not known.
+        """
         deadline = time.monotonic() + self._policy.retry_s
         pause, longest = _BACK_OFF_S
         while True:
             try:
-                self._write(group)
-            except StorageUnavailable as error:
-                if time.monotonic() + pause > min(deadline, self._give_up_at):
-                    return error
-            except (ValueError, TypeError, *_FAILURES) as error:
+                self._writer.publish(commit, group)
+            except FencedError as error:
                 return error
+            except EsperError as error:
+                now = time.monotonic()
+                if now >= self._give_up_at:
+                    return error
+                if now + pause > deadline:
+                    deadline = math.inf
+                    self._fail(group, error)
             else:
                 return None
             self.counts["retries"] += 1
-            time.sleep(pause)
+            time.sleep(min(pause, max(0.0, self._give_up_at - time.monotonic())))
             pause = min(2 * pause, longest)
 
-    def _abandon(self, error: FencedError) -> None:
+    def _fail(self, group: Group, error: Exception) -> None:
+        with self._changed:
+            self._error = error
+            self.counts["failed"] += 1
+            self._changed.notify_all()
+        group.future.fail(error)
+
+    def _abandon(self, error: EsperError) -> None:
+        """Give up all that waits: another writer has the shard, or this one is closed."""
+        if isinstance(error, FencedError):
+            self._fatal = error
+        self._error = error
         for group in self._queue:
-            group.future.fail(error)
-        self.counts["failed"] += len(self._queue)
+            if group.future.exception() is None:
+                self.counts["failed"] += 1
+                group.future.fail(error)
         self._queue.clear()

@@ -27,26 +27,34 @@ class LayerWriter:
         self.log = log
         self.recent = RecentGroups()
         self.needs_all = not log.head.layer_state
-        self._prepared: tuple[int, Commit, bool] | None = None
+        self._whole, self._void = False, False
 
-    def write(self, group: Group) -> None:
-        """Commit a group; after StorageUnavailable the same call repeats the same bytes.
+    def prepare(self, group: Group) -> Commit:
+        """The commit of a group; ConfigError where rows are wrong, or not all that are needed."""
+        self._whole, self._void = False, False
+        try:
+            commit, self._whole = self._prepare(group)
+        except BaseException:
+            # Later changes upon the snapshot that is stored would restore older rows of these.
+            self.needs_all |= isinstance(group, LayerGroup)
+            raise
+        return commit
 
-        ConfigError where rows are not of the schema, or are not all where `needs_all`.
-        """
-        if self._prepared is None or self._prepared[0] != group.seq:
-            before = self.needs_all
-            # Until it is stored: if a snapshot is lost, deltas alone would restore older rows.
-            self.needs_all = before or isinstance(group, LayerGroup)
-            commit, whole = self._prepare(group, before)
-            self._prepared = (group.seq, commit, before and not whole)
-        _, commit, still = self._prepared
-        self.log.publish(commit, group.future.reach)
-        self.needs_all, self._prepared = still, None
-        if isinstance(group, SeedGroup):
+    def void(self, group: Group) -> Commit:
+        """A commit under a group's number that adds nothing."""
+        head, self._void = self.log.head, True
+        return self.log.prepare(group.seq, head.layer_state, "seed", [], head.step)
+
+    def publish(self, commit: Commit, group: Group) -> None:
+        """Store a prepared commit; after StorageUnavailable the same call may be made again."""
+        for level in self.log.publish(commit):
+            if not self._void:
+                group.future.reach(level)
+        self.needs_all = self.needs_all and not self._whole
+        if isinstance(group, SeedGroup) and not self._void:
             self.recent.keep(group)
 
-    def _prepare(self, group: Group, needs_all: bool) -> tuple[Commit, bool]:
+    def _prepare(self, group: Group) -> tuple[Commit, bool]:
         """The commit of a group, and whether it stands for the whole shard by itself."""
         log, live = self.log, self.log.head.layer_state
         if isinstance(group, SeedGroup):
@@ -59,7 +67,7 @@ class LayerWriter:
                 f"rows of seeds that shard {shard.index} does not own",
                 f"give each shard its own, here {shard.first} to {shard.stop - 1}",
             )
-        if needs_all and not everyone:
+        if self.needs_all and not everyone:
             raise ConfigError(
                 f"the next save of shard {shard.index} must hold all seeds {shard.first} to "
                 f"{shard.stop - 1}, since there is no snapshot to which changes could be added"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -198,13 +198,12 @@ class ShardLog:
         )
         return Commit(entry, manifest.encode({**header, **layer_manifest.body(entry)}), data)
 
-    def publish(self, commit: Commit, reached: Callable[[Durability], None]) -> None:
-        """Store the commit in every root in turn; FencedError if its number is taken.
+    def publish(self, commit: Commit) -> Iterator[Durability]:
+        """Store the commit in every root in turn, and say what is reached; FencedError if taken.
 
         After StorageUnavailable the same call may be made again.
         """
-        for level in self._publish(commit, self._roots):
-            reached(level)
+        return self._publish(commit, self._roots)
 
     def _publish(self, commit: Commit, roots: Sequence[Root]) -> Iterator[Durability]:
         entry = commit.entry

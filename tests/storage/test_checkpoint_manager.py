@@ -22,7 +22,8 @@ from esper_ray.errors import (
 )
 from esper_ray.storage import CheckpointId, CheckpointManager, Root, ShardId
 from esper_ray.storage.group_commit import CommitPolicy
-from tests.storage.layer_cases import LAYER, SCHEMA, FaultyRoot, blueprint, rows_of
+from esper_ray.storage.layer_rows import newest
+from tests.storage.layer_cases import LAYER, SCHEMA, FaultyRoot, blueprint, rows_of, same
 
 SEEDS = 40
 QUICK = CommitPolicy(interval_s=0.0, retry_s=0.2)
@@ -236,7 +237,7 @@ def test_a_store_that_comes_back_gets_the_same_commit(tmp_path: Path) -> None:
     assert found["state_data"]["lifecycle"] == 5
 
 
-def test_what_fails_in_the_background_is_raised_by_future_flush_and_next_save() -> None:
+def test_an_outage_is_raised_by_future_flush_and_next_save_and_loses_nothing() -> None:
     root = FaultyRoot.new()
     with writer(root) as manager:
         manager.save_layer(rows_of(range(SEEDS)), step=1)
@@ -247,22 +248,37 @@ def test_what_fails_in_the_background_is_raised_by_future_flush_and_next_save() 
             future.wait(timeout=20)
         with pytest.raises(StorageUnavailable):
             manager.save_checkpoint(LAYER, 1, {})
-        lost = manager.save_checkpoint(LAYER, 1, {})
+        later = manager.save_checkpoint(LAYER, 1, {"lifecycle": 3})
         with pytest.raises(StorageUnavailable):
             manager.flush()
-        assert lost.future is not None
-        assert lost.future.exception() is not None
         root.refusals = 0
-        with pytest.raises(StorageUnavailable):
-            manager.save_checkpoint(LAYER, 1, {})
-        # A delta was lost: what follows must not be put on top of the snapshot before it.
-        assert manager.needs_all
+        assert later.future is not None
+        later.future.wait(timeout=20)
+        assert future.wait(timeout=20) == "durable-object"  # stored after all
+        assert manager.stats()["failed"] == 1
+    reader = CheckpointManager(root, layer_id=LAYER)
+    expected = newest([rows_of(range(SEEDS)), rows_of([1, 2], seed=2)])
+    assert same(reader.restore_layer(), expected)
+    assert reader.restore_checkpoint(later, "cpu")["state_data"]["lifecycle"] == 3
+
+
+def test_after_changes_that_could_not_be_encoded_all_rows_are_needed() -> None:
+    root = FaultyRoot.new()
+    with writer(root) as manager:
+        manager.save_layer(rows_of(range(SEEDS)), step=1)
+        with pytest.raises(ConfigError, match="does not own"):
+            manager.save_layer(rows_of([SEEDS]), step=2).wait(timeout=20)
+        with pytest.raises(ConfigError, match="does not own"):
+            manager.flush()
+        needed = manager.needs_all
+        assert needed
         with pytest.raises(ConfigError, match="must hold all seeds 0 to 39"):
             manager.save_layer(rows_of([3]), step=3).wait(timeout=20)
         with pytest.raises(ConfigError, match="must hold all"):
             manager.flush()
         manager.save_layer(rows_of(range(SEEDS), seed=3), step=4).wait(timeout=20)
         assert not manager.needs_all
+        assert manager.reader.seqs(1, 0) == [1, 2, 3, 4, 5]  # no number is left out
 
 
 def test_closing_waits_for_the_store_and_raises_what_it_could_not_do() -> None:
@@ -280,10 +296,15 @@ def test_closing_waits_for_the_store_and_raises_what_it_could_not_do() -> None:
         manager.close(timeout=0.05)
     root.gate.set()
     manager.close()
-    failing, fault = writer(root), KeyError("the step failed")
+    policy = CommitPolicy(interval_s=0.0, timeout_s=0.1, retry_s=0.0)
+    failing, fault = writer(root, policy=policy), KeyError("the step failed")
     root.refusals = 10_000
-    failing.save_checkpoint(LAYER, 1, {})
+    lost = failing.save_checkpoint(LAYER, 1, {})
+    assert lost.future is not None
+    with pytest.raises(StorageUnavailable):
+        lost.future.wait(timeout=20)
     failing.__exit__(KeyError, fault, None)
+    root.refusals = 0
     assert "could not be committed either" in fault.__notes__[0]
 
 
@@ -324,7 +345,7 @@ def test_saves_are_durable_in_the_near_root_first_and_go_on_to_the_far_one(tmp_p
     with pytest.raises(StorageUnavailable):
         saved.future.wait("durable-object", 20)
     with pytest.raises(StorageUnavailable):
-        manager.close()
+        manager.close(timeout=0.1)
     far.refusals = 0
     with writer(far, local_root=str(tmp_path)) as heir:  # brings up what only the disk has
         found = CheckpointManager(far, layer_id=LAYER).restore_checkpoint(saved, "cpu")
@@ -345,7 +366,7 @@ def test_a_damaged_rest_on_the_disk_is_left_there_and_named(
     assert saved.future is not None
     saved.future.wait("durable-local", 20)
     with pytest.raises(StorageUnavailable):
-        manager.close()
+        manager.close(timeout=0.1)
     for path in (tmp_path / damaged).rglob("*.*"):
         flip(path)
     far.refusals = 0
