@@ -160,10 +160,10 @@ def checkpoints() -> None:
 
 
 def _manager(url: str) -> tuple[Any, str]:
-    from esper_ray.storage import CheckpointManager, RunLog, split_url
+    from esper_ray.storage import RunCheckpoints, RunLog, split_url
 
     prefix, selector = split_url(url)
-    return CheckpointManager(RunLog(_stored(prefix))), selector
+    return RunCheckpoints(RunLog(_stored(prefix))), selector
 
 
 def _stored(url: str) -> Root:

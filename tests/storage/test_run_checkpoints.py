@@ -11,21 +11,21 @@ import pytest
 
 from esper_ray.errors import CheckpointNotFound, CorruptError
 from esper_ray.storage import manifest, objects
-from esper_ray.storage.checkpoint_manager import CheckpointManager, split_url
 from esper_ray.storage.commit_log import RunLog
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.objects import commit_path, epoch_path
+from esper_ray.storage.run_checkpoints import RunCheckpoints, split_url
 
 
 def never(message: str) -> None:
     raise AssertionError(message)
 
 
-def damage(manager: CheckpointManager) -> list[str]:
+def damage(manager: RunCheckpoints) -> list[str]:
     return [found["object"] for found in manager.verify() if found["severity"] == "damage"]
 
 
-def notes(manager: CheckpointManager) -> dict[str, str]:
+def notes(manager: RunCheckpoints) -> dict[str, str]:
     return {
         found["object"]: found["problem"]
         for found in manager.verify()
@@ -72,7 +72,7 @@ def test_selector_is_split_from_the_end_of_a_url(url: str, expected: tuple[str, 
 
 def test_selectors_follow_the_current_history(root: Root) -> None:
     log = RunLog(root)
-    manager = CheckpointManager(log)
+    manager = RunCheckpoints(log)
     log.open_epoch(None)
     for seq in range(1, 5):
         add_commit(log, seq, step=10 * seq)
@@ -92,7 +92,7 @@ def test_selectors_follow_the_current_history(root: Root) -> None:
 
 
 def test_empty_place_has_no_checkpoint(root: Root) -> None:
-    manager = CheckpointManager(RunLog(root))
+    manager = RunCheckpoints(RunLog(root))
     with pytest.raises(CheckpointNotFound, match=root.url):
         manager.resolve("latest")
     assert manager.newest_valid(never) is None
@@ -102,7 +102,7 @@ def test_empty_place_has_no_checkpoint(root: Root) -> None:
 
 def test_run_that_never_committed_has_no_checkpoint(root: Root) -> None:
     RunLog(root).open_epoch(None)
-    assert CheckpointManager(RunLog(root)).newest_valid(never) is None
+    assert RunCheckpoints(RunLog(root)).newest_valid(never) is None
 
 
 def test_long_list_of_steps_is_cut_and_unreadable_ones_are_counted(root: Root) -> None:
@@ -112,14 +112,14 @@ def test_long_list_of_steps_is_cut_and_unreadable_ones_are_counted(root: Root) -
         log.commit(seq, {"step": seq}, [])
     root.create(commit_path(11), b"damaged")
     with pytest.raises(CorruptError, match=r"step=3, \.\.\.; 1 more cannot be read"):
-        CheckpointManager(log).resolve("step=99")
+        RunCheckpoints(log).resolve("step=99")
 
 
 # ------------------------------------------------------------------ whole and damaged
 
 
 def test_whole_run_loads_lists_and_verifies(local_log: RunLog) -> None:
-    manager = CheckpointManager(local_log)
+    manager = RunCheckpoints(local_log)
     found = manager.newest_valid(never)
     assert found is not None
     assert (found[0], found[1]["step"]) == (2, 20)
@@ -136,7 +136,7 @@ def test_whole_run_loads_lists_and_verifies(local_log: RunLog) -> None:
 def test_damaged_newest_is_named_and_passed_over(local_log: RunLog, local_folder: Path) -> None:
     ref = manifest.segments(local_log.read_commit(2))[1]
     flip(local_folder / ref.path, 30)
-    manager, lines = CheckpointManager(local_log), list[str]()
+    manager, lines = RunCheckpoints(local_log), list[str]()
     found = manager.newest_valid(lines.append)
     assert found is not None
     assert found[0] == 1
@@ -152,7 +152,7 @@ def test_damaged_newest_is_named_and_passed_over(local_log: RunLog, local_folder
 def test_run_with_every_commit_damaged_is_an_error(local_log: RunLog, local_folder: Path) -> None:
     shared = manifest.segments(local_log.read_commit(2))[0]
     (local_folder / shared.path).unlink()
-    manager, lines = CheckpointManager(local_log), list[str]()
+    manager, lines = RunCheckpoints(local_log), list[str]()
     with pytest.raises(CorruptError, match="all 2 checkpoints"):
         manager.newest_valid(lines.append)
     assert len(lines) == 2
@@ -180,7 +180,7 @@ def test_damaged_run_record_is_an_error_not_an_empty_run(
     local_log: RunLog, local_folder: Path, harm: Callable[[Path], None]
 ) -> None:
     harm(local_folder)
-    manager = CheckpointManager(local_log)
+    manager = RunCheckpoints(local_log)
     with pytest.raises(CorruptError):
         manager.newest_valid(never)
     with pytest.raises(CorruptError):
@@ -189,7 +189,7 @@ def test_damaged_run_record_is_an_error_not_an_empty_run(
 
 
 def test_every_flipped_byte_of_every_object_is_found(local_log: RunLog, local_folder: Path) -> None:
-    manager = CheckpointManager(local_log)
+    manager = RunCheckpoints(local_log)
     files = sorted(path for path in local_folder.rglob("*") if path.is_file())
     assert len(files) == 1 + 1 + 2 + 3 + 2
     for path in files:
@@ -203,7 +203,7 @@ def test_every_flipped_byte_of_every_object_is_found(local_log: RunLog, local_fo
     assert manager.verify() == []
 
 
-def check_refused(manager: CheckpointManager, name: str) -> None:
+def check_refused(manager: RunCheckpoints, name: str) -> None:
     refused = 0
     for seq in (1, 2):
         try:
@@ -221,7 +221,7 @@ def test_truncated_commit_is_found(local_log: RunLog, local_folder: Path, keep: 
     path = local_folder / commit_path(2)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * keep) if keep == 0.5 else int(keep)])
-    manager, lines = CheckpointManager(local_log), list[str]()
+    manager, lines = RunCheckpoints(local_log), list[str]()
     found = manager.newest_valid(lines.append)
     assert found is not None
     assert found[0] == 1
@@ -234,7 +234,7 @@ def test_truncated_commit_is_found(local_log: RunLog, local_folder: Path, keep: 
 def test_damage_of_superseded_commits_is_found(local_log: RunLog, local_folder: Path) -> None:
     local_log.open_epoch(None)
     flip(local_folder / commit_path(1), 9)
-    assert damage(CheckpointManager(local_log)) == [commit_path(1)]
+    assert damage(RunCheckpoints(local_log)) == [commit_path(1)]
 
 
 def test_missing_epoch_record_is_found(local_log: RunLog, local_folder: Path) -> None:
@@ -242,7 +242,7 @@ def test_missing_epoch_record_is_found(local_log: RunLog, local_folder: Path) ->
     local_log.open_epoch(2)
     add_commit(local_log, 3, step=30)
     (local_folder / epoch_path(2)).unlink()
-    manager = CheckpointManager(local_log)
+    manager = RunCheckpoints(local_log)
     assert damage(manager) == [epoch_path(2)]
     (local_folder / epoch_path(3)).unlink()
     assert damage(manager) == [commit_path(3)]
@@ -256,14 +256,14 @@ def test_leftovers_orphans_and_strangers_are_notes(root: Root) -> None:
     root.create("commits/readme.txt", b"x")
     root.create("segments/sha256/zz/x", b"x")
     root.create("log/1.arrow", b"x")
-    assert notes(CheckpointManager(log)) == {
+    assert notes(RunCheckpoints(log)) == {
         orphan.path: "orphan",
         "commits/0.json.77.tmp": "a temporary file of an interrupted writer",
         "commits/readme.txt": "not an object of this format",
         "log/1.arrow": "not an object of this format",
         "segments/sha256/zz": "not an object of this format",
     }
-    assert damage(CheckpointManager(log)) == []
+    assert damage(RunCheckpoints(log)) == []
 
 
 def test_orphan_with_other_content_or_folder_is_damage(root: Root) -> None:
@@ -273,7 +273,7 @@ def test_orphan_with_other_content_or_folder_is_damage(root: Root) -> None:
     moved = f"segments/sha256/00/{right.sha256}.arrow"
     root.create(right.path, b"changed")
     root.create(moved, b"unused")
-    assert sorted(damage(CheckpointManager(log))) == sorted([right.path, moved])
+    assert sorted(damage(RunCheckpoints(log))) == sorted([right.path, moved])
 
 
 def test_segment_replaced_by_a_link_is_damage(
@@ -282,7 +282,7 @@ def test_segment_replaced_by_a_link_is_damage(
     path = local_folder / manifest.segments(local_log.read_commit(2))[1].path
     path.rename(tmp_path / "moved")
     path.symlink_to(tmp_path / "moved")
-    manager = CheckpointManager(local_log)
+    manager = RunCheckpoints(local_log)
     with pytest.raises(CorruptError, match="regular"):
         manager.load(2)
     assert damage(manager) == [str(path.relative_to(local_folder))]
@@ -296,7 +296,7 @@ def test_commit_that_lies_about_a_size_is_damage(local_log: RunLog) -> None:
     ref = manifest.segments(local_log.read_commit(2))[1]
     lie = {**ref.to_json(), "size": ref.size + 1}
     local_log.root.create(commit_path(3), forged_commit([lie]))
-    manager = CheckpointManager(local_log)
+    manager = RunCheckpoints(local_log)
     assert damage(manager) == [commit_path(3)]
     with pytest.raises(CorruptError, match="bytes, not"):
         manager.load(3)
@@ -307,14 +307,14 @@ def test_lone_commit_that_lies_about_a_size_is_damage(root: Root) -> None:
     log.open_epoch(None)
     ref = log.put_segment("a", b"data", "arrow")
     root.create(commit_path(3), forged_commit([{**ref.to_json(), "size": 9}]))
-    assert damage(CheckpointManager(log)) == [ref.path]
+    assert damage(RunCheckpoints(log)) == [ref.path]
 
 
 def test_path_out_of_the_root_in_a_manifest_is_refused(local_log: RunLog, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"1")
     ref = manifest.segments(local_log.read_commit(2))[0].to_json()
     local_log.root.create(commit_path(3), forged_commit([{**ref, "file": "../../secret"}]))
-    manager = CheckpointManager(local_log)
+    manager = RunCheckpoints(local_log)
     with pytest.raises(CorruptError, match="refused segment"):
         manager.load(3)
     assert damage(manager) == [commit_path(3)]

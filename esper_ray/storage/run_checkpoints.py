@@ -29,7 +29,7 @@ def split_url(url: str) -> tuple[str, str]:
     return base, selector
 
 
-class CheckpointManager:
+class RunCheckpoints:
     """Finds, checks and lists the commits of one run; it writes nothing."""
 
     def __init__(self, log: RunLog) -> None:
