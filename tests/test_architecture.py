@@ -27,6 +27,8 @@ COMPOSITION = {
     "explain",
     "picture",
     "bench",
+    "terminal",
+    "checkpoint_commands",
     "cli",
     "__main__",
 }  # may see everything

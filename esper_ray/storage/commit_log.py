@@ -71,6 +71,15 @@ def lineage(epochs: Sequence[EpochRecord], seqs: Iterable[int]) -> list[int]:
     ]
 
 
+def _leading_to(upto: int | None, epochs: list[EpochRecord]) -> list[EpochRecord]:
+    """The starts, with one more that resumes commit `upto`: its history is what led there."""
+    if upto is None:
+        return epochs
+    number = max((epoch.run_epoch for epoch in epochs), default=0) + 1
+    first = max((epoch.next_seq for epoch in epochs), default=0) + upto + 1
+    return [*epochs, EpochRecord(number, upto, first)]
+
+
 class RunLog:
     """Writes and reads the log of one run.
 
@@ -146,13 +155,19 @@ class RunLog:
             self._attempt = (asked, manifest.encode({**content, **header}))
         objects.create_or_confirm(self.root, commit_path(seq), self._attempt[1])
 
-    def lineage(self) -> list[int]:
-        """Commit numbers of the current history, newest first; CorruptError if it is unknown."""
-        return lineage(self.epochs(), self.commit_numbers())
+    def lineage(self, upto: int | None = None) -> list[int]:
+        """Commit numbers of the current history, or up to one commit, newest first.
 
-    def source(self) -> str | None:
-        """URL of the other place that the current history continues, None if it begins here."""
-        chain = list(_chain(self.epochs()))
+        CorruptError if it is unknown; CheckpointNotFound if `upto` is not stored.
+        """
+        seqs = self.commit_numbers()
+        if upto is not None and upto not in seqs:
+            raise CheckpointNotFound(f"{self.root.url} has no commit {upto}")
+        return lineage(_leading_to(upto, self.epochs()), seqs)
+
+    def source(self, upto: int | None = None) -> str | None:
+        """URL of the other place that this history continues, None if it begins here."""
+        chain = list(_chain(_leading_to(upto, self.epochs())))
         return chain[-1][0].source if chain else None
 
     def epochs(self) -> list[EpochRecord]:
@@ -202,15 +217,11 @@ class RunLog:
         return objects.read_object(self.root, ref)
 
     def log_parts(self, upto: int | None = None) -> list[tuple[int, LogRef]]:
-        """Commits and log parts of the current history, oldest first, to commit `upto` if given.
+        """Commits and log parts of the current history, oldest first, or of that of one commit.
 
-        CheckpointNotFound if `upto` is not in it; CorruptError if one of the commits is damaged.
+        CheckpointNotFound if `upto` is not stored; CorruptError if one of the commits is damaged.
         """
-        history = self.lineage()
-        if upto is not None:
-            if upto not in history:
-                raise CheckpointNotFound(f"{self.root.url} has no commit {upto} in its history")
-            history = history[history.index(upto) :]
+        history = self.lineage(upto)
         parts = ((seq, manifest.log_part(self.read_commit(seq))) for seq in reversed(history))
         return [(seq, part) for seq, part in parts if part is not None]
 

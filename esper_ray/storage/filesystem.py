@@ -7,6 +7,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 from fsspec.implementations.dirfs import DirFileSystem
@@ -96,6 +97,26 @@ class Root:
                 return local_disk.regular_size(local_disk.below(self._prefix, path))
             self._fs.fs.invalidate_cache()
             return int(self._fs.info(path)["size"])
+
+    def remove(self, path: str) -> None:
+        """Delete one object; one that is absent is gone already."""
+        _check_relative(path)
+        with self._explained("delete", path):
+            if self.local:
+                local_disk.remove(local_disk.below(self._prefix, path))
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    self._fs.rm_file(path)
+
+    def modified(self, path: str) -> float:
+        """When an object was last written, seconds since 1970 by the store's own clock."""
+        _check_relative(path)
+        with self._explained("read", path):
+            if self.local:
+                return local_disk.modified(local_disk.below(self._prefix, path))
+            self._fs.fs.invalidate_cache()
+            changed: datetime = self._fs.modified(path)
+            return changed.timestamp()
 
     def names(self, folder: str) -> list[str]:
         """Sorted base names in a folder ("" is the prefix itself), [] if it is absent."""

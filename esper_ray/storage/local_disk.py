@@ -41,6 +41,13 @@ def replace(path: str, data: bytes) -> None:
         _sync_folder(os.path.dirname(path))
 
 
+def remove(path: str) -> None:
+    """Delete one name durably; one that is absent is gone already."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+        _sync_folder(os.path.dirname(path))
+
+
 def check_prefix(prefix: str) -> None:
     """Raise StorageUnavailable where `prefix` is, or lies below, something that is no folder."""
     place = prefix
@@ -75,6 +82,11 @@ def regular_size(path: str) -> int:
         return os.fstat(fd).st_size
     finally:
         os.close(fd)
+
+
+def modified(path: str) -> float:
+    """When a name was last written, seconds since 1970; links are not followed."""
+    return os.stat(path, follow_symlinks=False).st_mtime
 
 
 def below(prefix: str, path: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Literal, TypedDict
 
 from esper_ray.errors import CorruptError
-from esper_ray.storage import manifest, objects
+from esper_ray.storage import manifest, objects, pins
 from esper_ray.storage.commit_log import RunLog
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.manifest import LogRef, SegmentRef
@@ -16,7 +16,7 @@ from esper_ray.storage.objects import commit_path, epoch_path
 
 _FANOUT = re.compile(r"[0-9a-f]{2}")
 _SEGMENT = re.compile(r"([0-9a-f]{64})\.(?:arrow|safetensors)")
-_TOP = {objects.FORMAT_FILE, "epochs", "commits", "segments", "log"}
+_TOP = {objects.FORMAT_FILE, "epochs", "commits", "segments", "log", "pins"}
 
 
 class Problem(TypedDict):
@@ -27,8 +27,11 @@ class Problem(TypedDict):
     severity: Literal["damage", "note"]
 
 
-def verify_objects(log: RunLog) -> list[Problem]:
-    """Re-hash every object below the root of a log; an empty root has no problems."""
+def verify_objects(log: RunLog, *, quick: bool = False) -> list[Problem]:
+    """Re-hash every object below the root of a log; an empty root has no problems.
+
+    `quick` looks at presence and sizes of segments and log parts, and hashes manifests only.
+    """
     if not log.root.names("") and not log.root.leftovers(""):
         return []
     problems = list(_verify_format(log.root))
@@ -36,10 +39,53 @@ def verify_objects(log: RunLog) -> list[Problem]:
     refs: dict[str, SegmentRef] = {}
     parts: dict[str, LogRef] = {}
     problems += _verify_commits(log, refs, parts)
-    problems += _verify_segments(log.root, refs)
-    problems += _verify_log_parts(log, parts)
+    problems += _verify_pins(log)
+    problems += _verify_segments(log.root, refs, quick=quick)
+    problems += _verify_log_parts(log, parts, quick=quick)
     problems += _verify_names(log.root)
+    return _in_order(problems)
+
+
+def verify_commit(log: RunLog, seq: int, *, quick: bool = False) -> list[Problem]:
+    """Every problem of what one commit needs, and of nothing else."""
+    problems = list(_verify_format(log.root))
+    try:
+        body = log.read_commit(seq)
+    except CorruptError as error:
+        return _in_order([*problems, _damage(commit_path(seq), error)])
+    try:
+        log.read_epoch(int(body["run_epoch"]))
+    except FileNotFoundError:
+        problems.append(_damage(epoch_path(int(body["run_epoch"])), "missing"))
+    except CorruptError as error:
+        problems.append(_damage(epoch_path(int(body["run_epoch"])), error))
+    for ref in manifest.references(body):
+        problems += _verify_reference(log.root, ref, quick=quick)
+    return _in_order(problems)
+
+
+def _in_order(problems: list[Problem]) -> list[Problem]:
     return sorted(problems, key=lambda problem: (problem["object"], problem["problem"]))
+
+
+def _verify_reference(root: Root, ref: SegmentRef | LogRef, *, quick: bool) -> Iterator[Problem]:
+    try:
+        if not quick:
+            objects.read_object(root, ref)
+        elif (size := root.size(ref.path)) != ref.size:
+            yield _damage(ref.path, f"has {size} bytes, not {ref.size}")
+    except FileNotFoundError:
+        yield _damage(ref.path, "missing")
+    except CorruptError as error:
+        yield _damage(ref.path, error)
+
+
+def _verify_pins(log: RunLog) -> Iterator[Problem]:
+    for name in pins.pin_names(log.root):
+        try:
+            pins.pinned_commit(log.root, name)
+        except CorruptError as error:
+            yield _damage(pins.pin_path(name), error)
 
 
 def _damage(path: str, problem: object) -> Problem:
@@ -91,11 +137,14 @@ def _verify_commits(
             parts[part.path] = part
 
 
-def _verify_segments(root: Root, refs: dict[str, SegmentRef]) -> Iterator[Problem]:
+def _verify_segments(root: Root, refs: dict[str, SegmentRef], *, quick: bool) -> Iterator[Problem]:
     stored = set(_stored_segments(root))
     for path in sorted(refs.keys() | stored):
         if path not in stored:
             yield _damage(path, f"missing, named as {refs[path].name!r}")
+            continue
+        if quick and path in refs:
+            yield from _verify_reference(root, refs[path], quick=True)
             continue
         try:
             size = root.size(path)
@@ -113,15 +162,12 @@ def _verify_segments(root: Root, refs: dict[str, SegmentRef]) -> Iterator[Proble
             yield _note(path, "orphan")
 
 
-def _verify_log_parts(log: RunLog, parts: dict[str, LogRef]) -> Iterator[Problem]:
+def _verify_log_parts(log: RunLog, parts: dict[str, LogRef], *, quick: bool) -> Iterator[Problem]:
     names = [name for name in log.root.names("log") if manifest.LOG_FILE.fullmatch(name)]
     for path in sorted({f"log/{name}" for name in names} - parts.keys()):
         yield _note(path, "orphan")
-    for path, part in parts.items():
-        try:
-            log.read_log(part)
-        except CorruptError as error:
-            yield _damage(path, error)
+    for part in parts.values():
+        yield from _verify_reference(log.root, part, quick=quick)
 
 
 def _stored_segments(root: Root) -> Iterator[str]:
@@ -140,6 +186,7 @@ def _verify_names(root: Root) -> Iterator[Problem]:
         "epochs": objects.EPOCH_NAME,
         "commits": objects.COMMIT_NAME,
         "log": manifest.LOG_FILE,
+        "pins": pins.PIN_FILE,
         "segments": re.compile("sha256"),
         "segments/sha256": _FANOUT,
         **{f"segments/sha256/{fanout}": _SEGMENT for fanout in fanouts},
