@@ -113,3 +113,44 @@ def unpin(url: str, name: str, as_json: bool) -> None:
         print_json({"url": url, "name": name})
     else:
         click.echo(f"{name} is no pin any more")
+
+
+@checkpoints.command()
+@click.argument("url")
+@click.option("--keep-last", type=click.IntRange(1), default=20, show_default=True)
+@click.option(
+    "--keep-every", type=click.IntRange(0), default=0, help="Also keep each K-th; 0 is none."
+)
+@click.option("--grace", type=click.FloatRange(0), default=24.0, show_default=True, help="Hours.")
+@click.option("--alone", is_flag=True, help="No run writes there: a grace below 2 hours is safe.")
+@click.option("--dry-run", is_flag=True, help="Say what would happen, and change nothing.")
+@json_option
+@guarded
+def prune(
+    url: str,
+    keep_last: int,
+    keep_every: int,
+    grace: float,
+    alone: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Mark what is not kept, and delete what was marked longer than the grace ago.
+
+    Kept are the newest commits, each K-th, all pins, and all that these reach.
+    """
+    import dataclasses
+
+    from esper_ray.storage import Retention, prune
+
+    policy = Retention(keep_last, keep_every)
+    report = prune(stored(url), policy, grace * 3600, alone=alone, dry_run=dry_run)
+    if as_json:
+        print_json({"url": url, "dry_run": dry_run, **dataclasses.asdict(report)})
+        return
+    click.echo(f"{len(report.kept)} checkpoints are kept")
+    for path in report.deleted:
+        click.echo(f"{'would delete' if dry_run else 'deleted'}: {path}")
+    click.echo(f"{len(report.deleted)} objects, {report.bytes_deleted} bytes deleted")
+    later = len(report.marked) + len(report.waiting)
+    click.echo(f"{later} objects are marked for a prune {grace:g} h after they were")

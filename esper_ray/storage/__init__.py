@@ -1,16 +1,21 @@
 """Checkpoint store: URLs, segments, manifests and commits; it sees columns and bytes only."""
 
+from esper_ray.storage.collection import PruneReport, prune
 from esper_ray.storage.commit_log import EpochRecord, RunLog
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.manifest import LogRef, SegmentRef
+from esper_ray.storage.retention import Retention
 from esper_ray.storage.run_checkpoints import RunCheckpoints, split_url
 
 __all__ = [
     "EpochRecord",
     "LogRef",
+    "PruneReport",
+    "Retention",
     "Root",
     "RunCheckpoints",
     "RunLog",
     "SegmentRef",
+    "prune",
     "split_url",
 ]

@@ -12,7 +12,7 @@ from esper_ray.errors import (
     FencedError,
     StorageUnavailable,
 )
-from esper_ray.storage import manifest, objects
+from esper_ray.storage import gc_log, manifest, objects
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.manifest import LogRef, SegmentRef
 from esper_ray.storage.objects import commit_path, epoch_path
@@ -112,6 +112,8 @@ class RunLog:
             except FencedError:
                 continue  # another start took this number
             self._epoch, self._attempt = record, None
+            if resumed_from is not None:
+                self._check_kept(resumed_from)
             return record
         raise StorageUnavailable(
             f"{self.root.url} is being started by too many writers", "give each run its own URL"
@@ -221,9 +223,20 @@ class RunLog:
 
         CheckpointNotFound if `upto` is not stored; CorruptError if one of the commits is damaged.
         """
-        history = self.lineage(upto)
-        parts = ((seq, manifest.log_part(self.read_commit(seq))) for seq in reversed(history))
+        history, told = self.lineage(upto), gc_log.pruned_parts(self.root)
+        told |= {seq: manifest.log_part(self.read_commit(seq)) for seq in history}
+        history = lineage(_leading_to(upto, self.epochs()), told)
+        parts = ((seq, told[seq]) for seq in reversed(history))
         return [(seq, part) for seq, part in parts if part is not None]
+
+    def _check_kept(self, seq: int) -> None:
+        """Wait until no garbage collection is about to delete a commit; it may be gone then."""
+        path = commit_path(seq)
+        gc_log.await_sweeps(self.root, path, 0)
+        if seq not in self.commit_numbers():
+            raise CheckpointNotFound(
+                f"{self.root.url} has no commit {seq} any more: it was pruned", "use @latest"
+            )
 
     def _writer_epoch(self, seq: int) -> EpochRecord:
         if self._epoch is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from esper_ray.errors import CheckpointNotFound, ConfigError, CorruptError
-from esper_ray.storage import manifest, objects
+from esper_ray.storage import gc_log, manifest, objects
 from esper_ray.storage.commit_log import RunLog
 from esper_ray.storage.filesystem import Root
 
@@ -32,14 +32,12 @@ class Pin:
     def from_json(cls, body: Mapping[str, Any]) -> Pin:
         """Read a record that nobody vouches for; CorruptError unless every field is right."""
         found = cls(*(body.get(name) for name in cls.__slots__))  # type: ignore[arg-type]
-        right = (
-            body.get("kind") == "pin"
-            and all(type(number) is int and number >= 0 for number in (found.seq, found.step))
-            and isinstance(found.name, str)
-            and isinstance(found.sha256, str)
-        )
-        if not right or not _DIGEST.fullmatch(found.sha256):
+        counts = all(type(number) is int and number >= 0 for number in (found.seq, found.step))
+        texts = all(type(text) is str for text in (found.name, found.sha256))
+        if body.get("kind") != "pin" or not counts or not texts:
             raise CorruptError("it is no record of a pin")
+        if not _DIGEST.fullmatch(found.sha256):
+            raise CorruptError("it names no sha256")
         return found
 
 
@@ -64,6 +62,7 @@ def pin(root: Root, name: str, seq: int) -> Pin:
     digest = hashlib.sha256(manifest.encode(body)).hexdigest()  # canonical: the stored bytes
     made = Pin(name, seq, int(body.get("step", 0)), digest)
     fields = {key: getattr(made, key) for key in Pin.__slots__}
+    seen = max(gc_log.record_numbers(root), default=0)
     record = {**objects.header("pin", int(body["run_epoch"])), **fields}
     try:
         root.create(pin_path(name), manifest.encode(record))
@@ -74,6 +73,12 @@ def pin(root: Root, name: str, seq: int) -> Pin:
                 f"{root.url} has a pin {name!r} already, of step {there.step}",
                 f"use another name, or run `esper-ray checkpoints unpin {root.url} {name}` first",
             ) from error
+    if gc_log.await_sweeps(root, objects.commit_path(seq), seen):
+        try:
+            RunLog(root).read_commit(seq)
+        except CheckpointNotFound:
+            root.remove(pin_path(name))
+            raise
     return made
 
 
