@@ -18,6 +18,7 @@ from esper_ray.storage.manifest import LogRef, SegmentRef
 from esper_ray.storage.objects import commit_path, epoch_path
 
 _EPOCH_ATTEMPTS = 64
+_NO_SEQ = 10**20  # above every number that a commit's name can hold
 _RESERVED = frozenset(
     {"format", "min_reader", "kind", "seq", "time", "run_epoch", "writer", "segments", "log"}
 )
@@ -71,13 +72,12 @@ def lineage(epochs: Sequence[EpochRecord], seqs: Iterable[int]) -> list[int]:
     ]
 
 
-def _leading_to(upto: int | None, epochs: list[EpochRecord]) -> list[EpochRecord]:
+def leading_to(upto: int | None, epochs: Sequence[EpochRecord]) -> Sequence[EpochRecord]:
     """The starts, with one more that resumes commit `upto`: its history is what led there."""
     if upto is None:
         return epochs
     number = max((epoch.run_epoch for epoch in epochs), default=0) + 1
-    first = max((epoch.next_seq for epoch in epochs), default=0) + upto + 1
-    return [*epochs, EpochRecord(number, upto, first)]
+    return [*epochs, EpochRecord(number, upto, _NO_SEQ)]
 
 
 class RunLog:
@@ -165,11 +165,11 @@ class RunLog:
         seqs = self.commit_numbers()
         if upto is not None and upto not in seqs:
             raise CheckpointNotFound(f"{self.root.url} has no commit {upto}")
-        return lineage(_leading_to(upto, self.epochs()), seqs)
+        return lineage(leading_to(upto, self.epochs()), seqs)
 
     def source(self, upto: int | None = None) -> str | None:
         """URL of the other place that this history continues, None if it begins here."""
-        chain = list(_chain(_leading_to(upto, self.epochs())))
+        chain = list(_chain(leading_to(upto, self.epochs())))
         return chain[-1][0].source if chain else None
 
     def epochs(self) -> list[EpochRecord]:
@@ -225,7 +225,7 @@ class RunLog:
         """
         history, told = self.lineage(upto), gc_log.pruned_parts(self.root)
         told |= {seq: manifest.log_part(self.read_commit(seq)) for seq in history}
-        history = lineage(_leading_to(upto, self.epochs()), told)
+        history = lineage(leading_to(upto, self.epochs()), told)
         parts = ((seq, told[seq]) for seq in reversed(history))
         return [(seq, part) for seq, part in parts if part is not None]
 

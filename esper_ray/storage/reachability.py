@@ -7,17 +7,15 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from esper_ray.storage import gc_log, manifest, objects, pins
-from esper_ray.storage.commit_log import EpochRecord, RunLog, lineage
+from esper_ray.storage.commit_log import EpochRecord, RunLog, leading_to, lineage
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.manifest import LogRef
 
 FANOUT = re.compile(r"[0-9a-f]{2}")
 SEGMENT = re.compile(r"([0-9a-f]{64})\.(?:arrow|safetensors)")
-_LAYER, _EPOCH, _SHARD = (
-    re.compile(r"[0-9a-f]{16}"),
-    re.compile(r"e[0-9]{8}"),
-    re.compile(r"s[0-9]{4}"),
-)
+LAYER_KEY = re.compile(r"[0-9a-f]{16}")
+_EPOCH = re.compile(r"e[0-9]{8}")
+_SHARD = re.compile(r"s[0-9]{4}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +42,7 @@ class Survey:
         paths = set(self.layer_refs).union(*(self.commits[seq] for seq in live))
         told = set(lineage(self.epochs, self.parts))
         for seq in set(live) - told:
-            number = max((epoch.run_epoch for epoch in self.epochs), default=0) + 1
-            start = EpochRecord(number, seq, max(self.parts) + 1)
-            told |= set(lineage([*self.epochs, start], self.parts))
+            told |= set(lineage(leading_to(seq, self.epochs), self.parts))
         return paths | {part.path for seq in told if (part := self.parts[seq])}
 
 
@@ -85,11 +81,19 @@ def stored_parts(root: Root) -> Iterator[str]:
 
 def layer_manifests(root: Root) -> Iterator[str]:
     """Paths of the manifests of all layers' logs, by layer, epoch, shard and number."""
-    for layer in _folders(root, "layers", _LAYER):
+    for folder, inside in layer_folders(root):
+        if inside is objects.COMMIT_NAME:
+            yield from (f"{folder}/{n}" for n in root.names(folder) if inside.fullmatch(n))
+
+
+def layer_folders(root: Root) -> Iterator[tuple[str, re.Pattern[str]]]:
+    """Folders of all layers, their epochs and shards, each with the names that belong there."""
+    for layer in _folders(root, "layers", LAYER_KEY):
+        yield layer, _EPOCH
         for epoch in _folders(root, layer, _EPOCH):
+            yield epoch, _SHARD
             for shard in _folders(root, epoch, _SHARD):
-                names = root.names(shard)
-                yield from (f"{shard}/{n}" for n in names if objects.COMMIT_NAME.fullmatch(n))
+                yield shard, objects.COMMIT_NAME
 
 
 def _folders(root: Root, folder: str, pattern: re.Pattern[str]) -> Iterator[str]:

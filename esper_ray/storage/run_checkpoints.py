@@ -9,7 +9,8 @@ from typing import Any
 from esper_ray.errors import CheckpointNotFound, CorruptError
 from esper_ray.storage import manifest, objects, pins
 from esper_ray.storage.commit_log import RunLog
-from esper_ray.storage.verification import Problem, verify_commit, verify_objects
+from esper_ray.storage.problems import Problem
+from esper_ray.storage.verification import verify_commit, verify_objects
 
 LATEST = "latest"
 
