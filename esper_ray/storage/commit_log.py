@@ -16,6 +16,7 @@ from esper_ray.storage import gc_log, manifest, objects
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.manifest import LogRef, SegmentRef
 from esper_ray.storage.objects import commit_path, epoch_path
+from esper_ray.storage.replica import Replica, RestoreReport, Sources
 
 _EPOCH_ATTEMPTS = 64
 _NO_SEQ = 10**20  # above every number that a commit's name can hold
@@ -84,11 +85,14 @@ class RunLog:
     """Writes and reads the log of one run.
 
     `open_epoch` makes this process its writer; a process that is handed the record of an epoch
-    opened on its behalf passes it as `epoch`.
+    opened on its behalf passes it as `epoch`. What is damaged is read from `replicas`.
     """
 
-    def __init__(self, root: Root, epoch: EpochRecord | None = None) -> None:
+    def __init__(
+        self, root: Root, epoch: EpochRecord | None = None, replicas: Sequence[Replica] = ()
+    ) -> None:
         self.root = root
+        self._sources = Sources(root, replicas)
         self._epoch = epoch
         self._attempt: tuple[tuple[int, bytes], bytes] | None = None
 
@@ -157,6 +161,11 @@ class RunLog:
             self._attempt = (asked, manifest.encode({**content, **header}))
         objects.create_or_confirm(self.root, commit_path(seq), self._attempt[1])
 
+    @property
+    def report(self) -> RestoreReport:
+        """What was read from a replica so far, because it was damaged."""
+        return self._sources.report
+
     def lineage(self, upto: int | None = None) -> list[int]:
         """Commit numbers of the current history, or up to one commit, newest first.
 
@@ -199,7 +208,7 @@ class RunLog:
         """The manifest of one commit; CheckpointNotFound if absent, CorruptError if damaged."""
         path = commit_path(seq)
         try:
-            body = objects.read_manifest(self.root, path)
+            body = self._sources.read_manifest(path)
         except FileNotFoundError as error:
             raise CheckpointNotFound(f"{self.root.url} has no commit {seq}") from error
         if body.get("kind") != "run" or body.get("seq") != seq:
@@ -210,13 +219,17 @@ class RunLog:
             raise CorruptError(f"{self.root.url}/{path}: {error}") from error
         return body
 
+    def read_object(self, ref: SegmentRef | LogRef) -> bytes:
+        """The bytes that a reference names, size and sha256 checked; CorruptError otherwise."""
+        return self._sources.read_object(ref)
+
     def read_segment(self, ref: SegmentRef) -> bytes:
         """The bytes of a segment, their size and sha256 checked; CorruptError otherwise."""
-        return objects.read_object(self.root, ref)
+        return self._sources.read_object(ref)
 
     def read_log(self, ref: LogRef) -> bytes:
         """The bytes of a log part, their size and sha256 checked; CorruptError otherwise."""
-        return objects.read_object(self.root, ref)
+        return self._sources.read_object(ref)
 
     def log_parts(self, upto: int | None = None) -> list[tuple[int, LogRef]]:
         """Commits and log parts of the current history, oldest first, or of that of one commit.

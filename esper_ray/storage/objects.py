@@ -120,6 +120,11 @@ def read_object(root: Root, ref: SegmentRef | LogRef) -> bytes:
         raise CorruptError(f"{where}, {ref.kind}{role}, is missing") from error
     if len(data) != ref.size:
         raise CorruptError(f"{where} has {len(data)} bytes, not {ref.size}")
-    if hashlib.sha256(data).hexdigest() != ref.sha256:
+    if not is_content(ref, data):
         raise CorruptError(f"{where} does not have its sha256")
     return data
+
+
+def is_content(ref: SegmentRef | LogRef, data: bytes) -> bool:
+    """Whether these are the bytes that a reference names."""
+    return len(data) == ref.size and hashlib.sha256(data).hexdigest() == ref.sha256

@@ -71,6 +71,7 @@ class RunCheckpoints:
             try:
                 return seq, self.load(seq)
             except CorruptError as error:
+                self._log.report.passed_over[seq] = str(error)
                 warn(f"checkpoint {seq} is damaged and is passed over: {error}")
         if history:
             raise CorruptError(
@@ -141,4 +142,4 @@ class RunCheckpoints:
 
     def _check(self, body: dict[str, Any]) -> None:
         for ref in manifest.references(body):
-            objects.read_object(self._log.root, ref)
+            self._log.read_object(ref)
