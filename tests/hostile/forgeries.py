@@ -103,6 +103,10 @@ def _drop(*keys: Any) -> Change:
     return change
 
 
+def _segment_lost(rng: random.Random, body: dict[str, Any]) -> None:
+    del body["segments"][rng.randrange(len(body["segments"]) - 1)]  # the last are the losses
+
+
 def _segment_twice(rng: random.Random, body: dict[str, Any]) -> None:
     body["segments"].append(dict(rng.choice(body["segments"])))
 
@@ -126,7 +130,7 @@ CHANGES: dict[str, Change] = {
     "segment rows": _set("segments", ..., "rows", to=tuple(v for v in NUMBERS if v != -0.0)),
     "segment name": _set("segments", ..., "name", to=("", "x" * 2000, 7, None, *PATHS[:4])),
     "segment field lost": _drop("segments", ..., "size"),
-    "segment lost": _drop("segments", ...),
+    "segment lost": _segment_lost,
     "segment twice": _segment_twice,
     "segment with more fields": _extra_field,
     "segments of another kind": _other_kind,

@@ -26,9 +26,18 @@ class Mutant:
 Mutation = Callable[[random.Random, Objects], Mutant]
 
 
+def _aims(rng: random.Random, objects: Objects) -> list[str]:
+    """Half of the time what the newest commit is made of, else every object."""
+    newest = commits(objects)[0]
+    if rng.random() < 0.5:
+        return sorted(objects)
+    told = objects[newest].decode()
+    return [newest, *(path for path in sorted(objects) if path.rpartition("/")[2] in told)]
+
+
 def _one(name: str, change: Callable[[random.Random, bytes], bytes]) -> Mutation:
     def mutate(rng: random.Random, objects: Objects) -> Mutant:
-        path = rng.choice(sorted(objects))
+        path = rng.choice(_aims(rng, objects))
         return Mutant(f"{name} {path}", {path: change(rng, objects[path])})
 
     return mutate
@@ -87,8 +96,8 @@ def _copied(rng: random.Random, objects: Objects) -> Mutant:
 
 
 def _deleted(rng: random.Random, objects: Objects) -> Mutant:
-    """Any object but the newest commit, whose loss leaves the store as it was before it."""
-    path = rng.choice(sorted(objects.keys() - {commits(objects)[0]}))
+    """Any object but a commit, whose loss leaves what pruning it would leave."""
+    path = rng.choice(sorted(objects.keys() - set(commits(objects))))
     return Mutant(f"delete {path}", {path: None})
 
 
