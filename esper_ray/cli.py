@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from esper_ray.checkpoint_commands import checkpoints
+from esper_ray.legacy.command import import_
 from esper_ray.terminal import guarded, json_option, note, print_json, stored
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def main() -> None:
     """Grow a PyTorch model while it trains, on Ray actors."""
 
 
+checkpoints.add_command(import_)
 main.add_command(checkpoints)
 
 

@@ -205,7 +205,9 @@ class Runtime:
                 "restore these keys, or start anew with --resume never and another storage.url",
             )
         if point.step != point.epoch * self.config.seeds.epoch_steps:
-            raise CorruptError(f"the checkpoint at {url} has step {point.step}, epoch {point.epoch}")
+            raise CorruptError(
+                f"the checkpoint at {url} has step {point.step}, epoch {point.epoch}"
+            )
         if point.epoch > self.config.train.epochs:
             raise ConfigError(
                 f"the checkpoint is at epoch {point.epoch}, past train.epochs",

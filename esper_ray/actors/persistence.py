@@ -91,6 +91,11 @@ def read_tables(log: RunLog, segments: Segments, layer_id: str) -> tuple[Columns
     return columns, snapshot.entered_grafting(columns)
 
 
+def read_state(log: RunLog, segments: Segments, layer_id: str) -> Columns:
+    """The state table alone."""
+    return read_tables(log, segments, layer_id)[0]
+
+
 def decode_state(data: bytes, rows: int) -> tuple[Columns, int]:
     """The present columns of a state table of any version, and that version."""
     names = codec.column_names(data)

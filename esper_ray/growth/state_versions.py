@@ -21,8 +21,8 @@ PHASE1, PHASE2, ROWS = 1, 2, 3
 NEWEST: Final = ROWS
 
 SCHEMAS: Final[Mapping[int, Schema]] = {
-    PHASE1: {n: _INT32 for n in ("seed_id", *COLUMN_NAMES[:4])} | {"alpha_blend": _FLOAT32},
-    PHASE2: {n: _INT32 for n in ("seed_id", *COLUMN_NAMES)} | {"alpha_blend": _FLOAT32},
+    PHASE1: dict.fromkeys(("seed_id", *COLUMN_NAMES[:4]), _INT32) | {"alpha_blend": _FLOAT32},
+    PHASE2: dict.fromkeys(("seed_id", *COLUMN_NAMES), _INT32) | {"alpha_blend": _FLOAT32},
     ROWS: STATE_SCHEMA,
 }
 """Columns by version: Phase 1's four, Phase 2's eight, and whole rows as they are stored now."""

@@ -187,7 +187,10 @@ def _set_row(columns: Columns, seed: int, record: Record) -> None:
 
 
 def _put(
-    log: RunLog, name: str, state: ExtendedStateTensor, blueprints: Mapping[int, Mapping[str, Tensor]]
+    log: RunLog,
+    name: str,
+    state: ExtendedStateTensor,
+    blueprints: Mapping[int, Mapping[str, Tensor]],
 ) -> Iterator[SegmentRef]:
     for part, columns in (
         ("state", snapshot.state_columns(state)),

@@ -67,7 +67,9 @@ class PtLoader:
             packed, tensors = (self._out / f"{number}.{end}" for end in ("json", "safetensors"))
             if packed.stat().st_size > _MAX_JSON:
                 raise UnsafeInputError(f"it holds more than {_MAX_JSON} bytes of plain values")
-            return unpack(parse_json(packed.read_bytes()), codec.decode_tensors(tensors.read_bytes()))
+            return unpack(
+                parse_json(packed.read_bytes()), codec.decode_tensors(tensors.read_bytes())
+            )
         finally:
             for path in (source, *self._out.iterdir()):
                 path.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ _MAX_NAME: Final = 255
 
 Codes = Literal["phase1", "identity"]
 
-_RANGES: Final[Mapping[str, tuple[int, int]]] = {
+RANGES: Final[Mapping[str, tuple[int, int]]] = {
     "lifecycle_state": (0, 10),
     "blueprint_id": (-1, 2**31 - 1),
     "epochs_in_state": (0, 2**31 - 1),
@@ -98,7 +98,7 @@ def read_record(payload: object, stem: str, codes: Codes = "phase1") -> Record:
     data, notes = known["state_data"], list[str]()
     if not isinstance(data, dict):
         raise MigrationError(f"its state_data is a {type(data).__name__}, not a dict")
-    columns = {name: _whole(name, data[name]) for name in _RANGES if name in data}
+    columns = {name: _whole(name, data[name]) for name in RANGES if name in data}
     if "lifecycle_state" not in columns:
         raise MigrationError("its state_data has no lifecycle_state")
     return Record(
@@ -136,7 +136,7 @@ def _check_name(record: Mapping[str, Any], stem: str, ids: str, seconds: float) 
 def _whole(name: str, value: object) -> int:
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_floating_point():
         value = value.item()
-    low, high = _RANGES[name]
+    low, high = RANGES[name]
     if type(value) is not int or not low <= value <= high:
         raise MigrationError(f"its {name} is {value!r}, not a whole number in {low}..{high}")
     return value
@@ -182,7 +182,7 @@ def _tensors(value: object) -> dict[str, Tensor]:
 
 
 def _unmapped(data: Mapping[str, Any]) -> list[str]:
-    mapped = {*_RANGES, "alpha", "alpha_blend", "performance_metrics"}
+    mapped = {*RANGES, "alpha", "alpha_blend", "performance_metrics"}
     return [
         f"{str(name)[:80]} is not mapped: {_UNMAPPED.get(name, 'it is not of the seed documents')}"
         for name in data

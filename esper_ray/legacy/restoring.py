@@ -19,7 +19,6 @@ from esper_ray.legacy.importing import BLUEPRINTS
 from esper_ray.lifecycle import ExtendedLifecycle
 from esper_ray.storage import RunLog, codec, manifest
 
-
 _S = ExtendedLifecycle
 _MAY_ROLL_BACK: Final = (_S.GRAFTING, _S.STABILIZATION, _S.EVALUATING, _S.FINE_TUNING)
 

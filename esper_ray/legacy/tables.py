@@ -11,7 +11,7 @@ from torch import Tensor
 from esper_ray.errors import MigrationError
 from esper_ray.growth import state_versions
 from esper_ray.growth.state_versions import SCHEMAS, StoredLayer
-from esper_ray.legacy.records import _RANGES, MAX_SEEDS
+from esper_ray.legacy.records import MAX_SEEDS, RANGES
 from esper_ray.storage.migrations import migrate
 
 NAMES = ("state_tensor", "alpha_blend", "layer_id")
@@ -35,20 +35,18 @@ def read_table(payload: Any, stem: str) -> tuple[str, StoredLayer]:
     name = values.get("layer_id", stem)
     if name != stem:
         raise MigrationError(f"its layer_id is {name!r}, its file is named {stem!r}")
-    return stem, migrate(_columns(**values), 1, state_versions.NEWEST, state_versions.STEPS)
+    stored = _columns(values["state_tensor"], values.get("alpha_blend"))
+    return stem, migrate(stored, 1, state_versions.NEWEST, state_versions.STEPS)
 
 
-def _columns(
-    state_tensor: object, alpha_blend: object = None, layer_id: object = None
-) -> StoredLayer:
-    table = state_tensor
+def _columns(table: object, alpha_blend: object) -> StoredLayer:
     if not isinstance(table, Tensor) or table.dtype not in _WHOLE or table.ndim != 2:
         raise MigrationError("its state_tensor is no table of whole numbers")
     if table.shape[1] != 4 or not 1 <= len(table) <= MAX_SEEDS:
         raise MigrationError(f"its state_tensor has shape {tuple(table.shape)}, not (seeds, 4)")
     rows = table.to(torch.int64).numpy()
     for column, name in enumerate(list(SCHEMAS[1])[1:5]):
-        low, high = (0, 4) if column == 0 else _RANGES[name]
+        low, high = (0, 4) if column == 0 else RANGES[name]
         wrong = np.flatnonzero((rows[:, column] < low) | (rows[:, column] > high))
         if len(wrong):
             raise MigrationError(

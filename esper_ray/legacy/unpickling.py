@@ -80,7 +80,9 @@ def _reason(source: Path, error: BaseException) -> str:
     culprits = [name for name in culprits if name != "torch.torch_version.TorchVersion"]
     if culprits:
         return f"it asks for {', '.join(culprits[:5])}, which is not loaded"
-    return f"torch refuses it: {str(error).strip().splitlines()[0][:200] if str(error) else error!r}"
+    return (
+        f"torch refuses it: {str(error).strip().splitlines()[0][:200] if str(error) else error!r}"
+    )
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, Self
 
-from esper_ray.errors import CorruptError
+from esper_ray.errors import CorruptError, TooNewError
 
 FORMAT = "esper-ckpt"
 READER_VERSION = 1
@@ -159,8 +159,10 @@ def decode(data: bytes) -> dict[str, Any]:
     if body.get("format") != FORMAT:
         raise CorruptError(f"its format is {body.get('format')!r}, not {FORMAT!r}")
     needed = body.get("min_reader", READER_VERSION)
-    if type(needed) is not int or needed > READER_VERSION:
-        raise CorruptError(
+    if type(needed) is not int or needed < 1:
+        raise CorruptError(f"it needs reader {needed!r}, which never was")
+    if needed > READER_VERSION:
+        raise TooNewError(
             f"it was written by a newer version: it needs reader {needed!r}, "
             f"this one is {READER_VERSION}",
             "update esper-ray",

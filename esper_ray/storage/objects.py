@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from esper_ray.errors import CorruptError, FencedError, StorageUnavailable
+from esper_ray.errors import CorruptError, FencedError, StorageUnavailable, TooNewError
 from esper_ray.storage import gc_log, manifest
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.manifest import LogRef, SegmentRef
@@ -52,7 +52,8 @@ def check_format(root: Root) -> None:
     """Raise FileNotFoundError without FORMAT.json, CorruptError unless it is ours."""
     version = read_manifest(root, FORMAT_FILE).get("version")
     if version != FORMAT_VERSION:
-        raise CorruptError(
+        newer = type(version) is int and version > FORMAT_VERSION
+        raise (TooNewError if newer else CorruptError)(
             f"{root.url}/{FORMAT_FILE} has version {version!r}, not {FORMAT_VERSION}",
             "use the esper-ray version that wrote it, or another URL",
         )

@@ -41,4 +41,4 @@ def read_manifest(root: Root, path: str) -> dict[str, Any]:
     try:
         return manifest.decode(data)
     except CorruptError as error:
-        raise CorruptError(f"{root.url}/{path} is damaged: {error}", error.hint) from error
+        raise type(error)(f"{root.url}/{path} is damaged: {error}", error.hint) from error

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from esper_ray.errors import CheckpointNotFound, CorruptError
+from esper_ray.errors import CheckpointNotFound, CorruptError, TooNewError
 from esper_ray.storage import manifest, objects, pins
 from esper_ray.storage.commit_log import RunLog
 from esper_ray.storage.problems import Problem
@@ -70,6 +70,8 @@ class RunCheckpoints:
         for seq in history:
             try:
                 return seq, self.load(seq)
+            except TooNewError:
+                raise  # to go on from an older one would give up what a newer version has done
             except CorruptError as error:
                 warn(f"checkpoint {seq} is damaged and is passed over: {error}")
         if history:

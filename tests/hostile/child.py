@@ -74,6 +74,8 @@ def judge(place: Path, whole: Whole, mutant: Mutant, **storage: Any) -> str:
         seq, told, content = resume(place, **storage)
     except EsperError as error:
         return f"refused: {type(error).__name__}"
+    if seq is None:
+        raise Accepted(f"a fresh run was started: {mutant.name}")
     if seq == whole.newest and content == whole.content[seq]:
         if damage:
             return "found by verify, not on the way"
@@ -125,9 +127,9 @@ class Place:
         """Undo the damage, and the start that a resumed run has recorded."""
         for path in mutant.changes:
             self._write(path, self._objects.get(path))
-        for path in (self._folder / "epochs").iterdir():
-            if f"epochs/{path.name}" not in self._objects:
-                path.unlink()
+        for record in (self._folder / "epochs").iterdir():
+            if f"epochs/{record.name}" not in self._objects:
+                record.unlink()
 
     def _write(self, path: str, data: bytes | None) -> None:
         file = self._folder / path

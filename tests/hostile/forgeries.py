@@ -29,8 +29,16 @@ PATHS = (
     "con\0trol",
     "",
 )
-NUMBERS = (-1, 2**31, 2**62, 2**63, 10**60, True, 1.5, -0.0, "12", None, [], {})
-VALUES = (*PATHS, *NUMBERS, [[]], {"a": {}}, "\ud800", "x" * 5000, "__import__('os').system('id')")
+NUMBERS: tuple[Any, ...] = (-1, 2**31, 2**62, 2**63, 10**60, True, 1.5, -0.0, "12", None, [], {})
+VALUES: tuple[Any, ...] = (
+    *PATHS,
+    *NUMBERS,
+    [[]],
+    {"a": {}},
+    "\ud800",
+    "x" * 5000,
+    "__import__('os').system('id')",
+)
 
 
 def _deep(levels: int) -> Any:
@@ -73,8 +81,8 @@ RAW: dict[str, Callable[[dict[str, Any]], bytes]] = {
     "a byte order mark": lambda body: b"\xef\xbb\xbf" + sealed(body),
     "UTF-16": lambda body: sealed(body).decode().encode("utf-16"),
     "a list": lambda body: sealed([body]),
-    "a string": lambda body: sealed("body"),
-    "null": lambda body: sealed(None),
+    "a string": lambda _: sealed("body"),
+    "null": lambda _: sealed(None),
 }
 
 Change = Callable[[random.Random, dict[str, Any]], None]
@@ -86,7 +94,9 @@ def _set(*keys: Any, to: tuple[Any, ...]) -> Change:
         *way, last = (rng.randrange(len(body["segments"])) if k is ... else k for k in keys)
         for key in way:
             inside = inside[key]
-        value = rng.choice([v for v in to if v != inside[last] or type(v) is not type(inside[last])])
+        value = rng.choice(
+            [v for v in to if v != inside[last] or type(v) is not type(inside[last])]
+        )
         inside[last] = value
 
     return change

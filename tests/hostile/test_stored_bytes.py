@@ -31,9 +31,10 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read_damaged(stored: Path, seed: int, first: int, last: int, timeout: int) -> dict[str, Any]:
     """Outcomes of the damaged stores of these numbers, read in a process of their own."""
+    places = [str(stored / name) for name in ("run", "tables")]
+    numbers = [str(number) for number in (seed, first, last)]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.hostile.child", stored / "run", stored / "tables"]
-        + [str(number) for number in (seed, first, last)],
+        [sys.executable, "-m", "tests.hostile.child", *places, *numbers],
         cwd=ROOT,
         capture_output=True,
         text=True,
