@@ -30,10 +30,15 @@ if TYPE_CHECKING:
 def import_(folder: Path, url: str, allow_legacy_pt: bool, v1_codes: str, as_json: bool) -> None:
     """Import Phase 1 tables and .pt records in DIR as one checkpoint at the new URL."""
     from esper_ray.legacy.importing import import_folder
+    from esper_ray.legacy.loading import PtLoader
     from esper_ray.storage import Root
 
-    codes = cast("Codes", v1_codes)
-    done = import_folder(folder, Root.open(url), allow_legacy_pt=allow_legacy_pt, codes=codes)
+    root, codes = Root.open(url), cast("Codes", v1_codes)
+    if allow_legacy_pt:
+        with PtLoader() as loader:
+            done = import_folder(folder, root, loader=loader, codes=codes)
+    else:
+        done = import_folder(folder, root, codes=codes)
     if as_json:
         files = [report.to_json() for report in done.files]
         print_json({"checkpoint": done.url, "layers": done.layers, "files": files})

@@ -68,17 +68,17 @@ class Imported:
 
 
 def import_folder(
-    folder: Path, root: Root, *, allow_legacy_pt: bool = False, codes: Codes = "phase1"
+    folder: Path, root: Root, *, loader: PtLoader | None = None, codes: Codes = "phase1"
 ) -> Imported:
     """Read every file of a folder and commit what they tell at a new root.
 
-    UnsafeInputError for `.pt` files that were not allowed, before any is opened; MigrationError if
-    no file can be used, ConfigError if something is stored at the root already. A file that is
-    refused changes nothing and is in the report.
+    UnsafeInputError, before any is opened, for `.pt` files without a loader, which has to be given
+    on purpose; MigrationError if no file can be used, ConfigError if something is stored at the
+    root already. A file that is refused changes nothing and is in the report.
     """
     paths = _files(folder)
     pickled = [path.name for path in paths if path.suffix == ".pt"]
-    if pickled and not allow_legacy_pt:
+    if pickled and loader is None:
         raise UnsafeInputError(
             f"{folder} holds {len(pickled)} .pt files, which are pickles",
             "if you know where they come from, import them with --allow-legacy-pt",
@@ -87,8 +87,7 @@ def import_folder(
     if root.names(""):
         raise ConfigError(f"something is stored at {root.url} already", "import to a new URL")
     layers: dict[str, _Layer] = {}
-    with PtLoader() as loader:
-        reports = [_read(path, loader, layers, codes) for path in paths]
+    reports = [_read(path, loader, layers, codes) for path in paths]
     if not layers:
         first = next((f"{r.file}: {r.notes[0]}" for r in reports), "it holds no .pt file")
         raise MigrationError(f"nothing in {folder} can be imported; {first}")
@@ -106,10 +105,15 @@ def _files(folder: Path) -> list[Path]:
     return paths
 
 
-def _read(path: Path, loader: PtLoader, layers: dict[str, _Layer], codes: Codes) -> FileReport:
+def _read(
+    path: Path, loader: PtLoader | None, layers: dict[str, _Layer], codes: Codes
+) -> FileReport:
     try:
         data = read_regular(str(path), MAX_FILE_BYTES)
-        payload = codec.decode_tensors(data) if path.suffix != ".pt" else loader.load(data)
+        if path.suffix == ".pt" and loader is not None:
+            payload = loader.load(data)
+        else:
+            payload = codec.decode_tensors(data)
         if is_table(payload):
             name, stored = read_table(payload, path.stem)
             layers.setdefault(name, _Layer()).table = stored.table

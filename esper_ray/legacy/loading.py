@@ -28,6 +28,7 @@ _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "VIRTUAL_ENV", 
 class PtLoader:
     """Reads `.pt` bytes, one file after another; use it in a `with` block.
 
+    Its child starts with the first file.
     A child that dies or takes more than `timeout_s` seconds for a file costs that file only.
     """
 

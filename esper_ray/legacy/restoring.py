@@ -1,4 +1,4 @@
-"""An imported layer from the store: its state, the weights of its seeds, and the way into a model."""
+"""An imported layer from the store: its state, its seeds' weights, the way into a model."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,24 @@ import torch
 from esper_ray.errors import ConfigError, CorruptError, MigrationError, UnsafeInputError
 from esper_ray.layers import LayerSeeds
 from esper_ray.legacy.importing import Imported, import_folder
+from esper_ray.legacy.loading import PtLoader
 from esper_ray.legacy.restoring import ImportedLayer, restore_layer
 from esper_ray.lifecycle import ExtendedLifecycle as S
 from esper_ray.storage import Root, RunCheckpoints, RunLog
 from tests.legacy.old_store import SECONDS, record, record_in_ms, record_v1, save, state, table
 
 
+@functools.cache
+def shared_loader() -> PtLoader:
+    """One child for all tests: it starts slowly and ends with this process."""
+    loader = PtLoader().__enter__()
+    atexit.register(loader.__exit__, None, None, None)
+    return loader
+
+
 def imported(folder: Path, **options: Any) -> tuple[Imported, RunLog]:
     root = Root.open(str(folder.parent / "new"))
-    return import_folder(folder, root, allow_legacy_pt=True, **options), RunLog(root)
+    return import_folder(folder, root, loader=shared_loader(), **options), RunLog(root)
 
 
 def layer_of(folder: Path, name: str = "encoder.3_b", **options: Any) -> ImportedLayer:
@@ -132,11 +143,10 @@ def test_weights_of_imported_seeds_work_in_a_layer(old: Path) -> None:
     for name, value in layer.bank.weights.items():
         assert value[slots].flatten(1).mean(1).tolist() == [1.5, 3.5], name
     x = torch.randn(5, 8)
-    assert torch.equal(layer(x)[:, :2], x[:, :2])
-    assert not torch.equal(layer(x)[:, 2:4], x[:, 2:4])
-    layer.bank.weights["scale" if "scale" in layer.bank.weights else next(iter(layer.bank.weights))]
-    layer.bank.bring_back(torch.tensor([1]))
-    assert layer.bank.parked[slots[0]]
+    y = layer.blend(x, None)
+    changed = [not torch.equal(y[:, i : i + 2], x[:, i : i + 2]) for i in range(0, 8, 2)]
+    assert changed == [False, True, False, True]
+    assert layer.bank.parked[slots].tolist() == [True, False]
 
 
 def test_weights_of_another_blueprint_are_refused_and_change_nothing(old: Path) -> None:
@@ -196,10 +206,8 @@ def test_a_record_with_a_bad_value_is_refused_alone(
         f"other_2_{int(SECONDS)}",
         f"encoder.3_b_2_{int(SECONDS) + 60}",
         "encoder.3_b_2_x",
-        "encoder.3_b_2_" + "9" * 400,
         "renamed",
-    ][:4]
-    + ["renamed"],
+    ],
 )
 def test_a_file_under_another_name_is_refused(old: Path, name: str) -> None:
     torch.save(record(), old / f"{name}.pt")
