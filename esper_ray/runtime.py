@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,11 +16,12 @@ from esper_ray.actors.placement import ClusterSettings
 from esper_ray.actors.remote import RemoteActor
 from esper_ray.actors.run_point import RunPoint
 from esper_ray.config import RunConfig
+from esper_ray.config.storage import StorageConfig
 from esper_ray.errors import ConfigError, CorruptError
 from esper_ray.events.messages import EpochReport, Evaluation
 from esper_ray.lifecycle import move_of
 from esper_ray.planning import RunPlan, plan_run
-from esper_ray.storage import Root, RunCheckpoints, RunLog, manifest, split_url
+from esper_ray.storage import Root, RunCheckpoints, RunLog, SigningKey, manifest, split_url
 
 LN2 = 0.6931471805599453
 
@@ -53,6 +56,24 @@ class Found:
         return cls(root, seq, body, RunPoint.from_json(body))
 
 
+def _signing_key(storage: StorageConfig) -> SigningKey | None:
+    """The key that the configuration names; ConfigError where it is not there."""
+    if not storage.signing_key_env and not storage.signing_key_file:
+        return None
+    if storage.signing_key_env:
+        where = storage.signing_key_env
+        secret = os.environb.get(where.encode(), b"")
+    else:
+        where = storage.signing_key_file
+        try:
+            secret = Path(where).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"the signing key {where} cannot be read: {error}") from error
+    if not secret.strip():
+        raise ConfigError(f"{where} holds no signing key", "set it, or leave the key out")
+    return SigningKey(secret.strip())
+
+
 def _ignore(_: object) -> None:
     """Listen to nothing."""
 
@@ -79,6 +100,7 @@ class Runtime:
             address or cluster.address, cluster.wait_for_resources_s, cluster.step_timeout_s
         )
         self._engine: Engine = LocalEngine() if local else RayEngine(settings)
+        self._key = _signing_key(config.storage)
         self.root = Root.open(config.storage_url, config.storage.options)
         if self.root.url.startswith("memory:") and not local:
             raise ConfigError(
@@ -122,7 +144,7 @@ class Runtime:
             on_epoch(report)
         test = self._engine.evaluate("test")
         if report is not None and report.commit is not None:
-            body = RunLog(self.root).read_commit(report.commit)
+            body = RunLog(self.root, key=self._key).read_commit(report.commit)
             found = Found.read(self.root, report.commit, body)
         if found is None:
             raise RuntimeError("a run of no epochs has no result")
@@ -176,21 +198,21 @@ class Runtime:
 
     def _find(self, resume: str) -> Found | None:
         if resume == "never":
-            older = len(RunLog(self.root).commit_numbers())
+            older = len(RunLog(self.root, key=self._key).commit_numbers())
             if older:
                 self._warn(
                     f"{older} checkpoints of earlier starts at {self.root.url} are set aside"
                 )
             return None
         if resume == "auto":
-            newest = RunCheckpoints(RunLog(self.root)).newest_valid(self._warn)
+            newest = RunCheckpoints(RunLog(self.root, key=self._key)).newest_valid(self._warn)
             if newest is None:
                 self._warn(f"nothing is stored at {self.root.url}: starting fresh")
                 return None
             return self._checked(Found.read(self.root, *newest))
         url, selector = split_url(resume)
         root = Root.open(url, self.config.storage.options)
-        stored = RunCheckpoints(RunLog(root))
+        stored = RunCheckpoints(RunLog(root, key=self._key))
         seq = stored.resolve(selector)
         return self._checked(Found.read(root, seq, stored.load(seq)))
 
@@ -218,7 +240,7 @@ class Runtime:
 
     def _start(self, found: Found | None) -> Start:
         here = found is not None and found.root.url == self.root.url
-        record = RunLog(self.root).open_epoch(
+        record = RunLog(self.root, key=self._key).open_epoch(
             resumed_from=found.seq if found is not None and here else None,
             source=found.root.url if found is not None and not here else None,
         )
@@ -230,7 +252,7 @@ class Runtime:
         return Start(
             stages=self.plan.stages,
             stage_of=self.plan.stage_of,
-            coordinator=self.plan.coordinator,
+            coordinator=replace(self.plan.coordinator, signing_key=self._key),
             root=self.root,
             restore=restore,
             progress=progress,

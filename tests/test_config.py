@@ -77,6 +77,8 @@ EVERY_KEY: dict[str, Any] = {
     "storage.url": "s3://bucket/run",
     "storage.options": {"anon": True},
     "storage.every_epochs": 2,
+    "storage.signing_key_env": "RUN_KEY",
+    "storage.signing_key_file": "",
     "cluster.address": "auto",
     "cluster.transport": "object_store",
     "cluster.threads": 2,

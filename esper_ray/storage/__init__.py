@@ -6,6 +6,7 @@ from esper_ray.storage.filesystem import Root
 from esper_ray.storage.manifest import LogRef, SegmentRef
 from esper_ray.storage.retention import Retention
 from esper_ray.storage.run_checkpoints import RunCheckpoints, split_url
+from esper_ray.storage.signing import SigningKey
 
 __all__ = [
     "EpochRecord",
@@ -16,6 +17,7 @@ __all__ = [
     "RunCheckpoints",
     "RunLog",
     "SegmentRef",
+    "SigningKey",
     "prune",
     "split_url",
 ]

@@ -16,11 +16,13 @@ from esper_ray.storage import gc_log, manifest, objects
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.manifest import LogRef, SegmentRef
 from esper_ray.storage.objects import commit_path, epoch_path
+from esper_ray.storage.signing import SigningKey, checked, sign
 
 _EPOCH_ATTEMPTS = 64
 _NO_SEQ = 10**20  # above every number that a commit's name can hold
 _RESERVED = frozenset(
     {"format", "min_reader", "kind", "seq", "time", "run_epoch", "writer", "segments", "log"}
+    | {"signature"}
 )
 
 
@@ -84,12 +86,15 @@ class RunLog:
     """Writes and reads the log of one run.
 
     `open_epoch` makes this process its writer; a process that is handed the record of an epoch
-    opened on its behalf passes it as `epoch`.
+    opened on its behalf passes it as `epoch`. With a key, commits and epoch records are signed, and
+    others are a SignatureError.
     """
 
-    def __init__(self, root: Root, epoch: EpochRecord | None = None) -> None:
+    def __init__(
+        self, root: Root, epoch: EpochRecord | None = None, key: SigningKey | None = None
+    ) -> None:
         self.root = root
-        self._epoch = epoch
+        self._epoch, self._key = epoch, key
         self._attempt: tuple[tuple[int, bytes], bytes] | None = None
 
     def open_epoch(self, resumed_from: int | None, source: str | None = None) -> EpochRecord:
@@ -108,7 +113,8 @@ class RunLog:
                 "source": source,
             }
             try:
-                objects.create_or_confirm(self.root, epoch_path(run_epoch), manifest.encode(body))
+                data = manifest.encode(sign(body, self._key))
+                objects.create_or_confirm(self.root, epoch_path(run_epoch), data)
             except FencedError:
                 continue  # another start took this number
             self._epoch, self._attempt = record, None
@@ -154,7 +160,8 @@ class RunLog:
         asked = (seq, manifest.encode(content))
         if self._attempt is None or self._attempt[0] != asked:
             header = objects.header("run", epoch.run_epoch)
-            self._attempt = (asked, manifest.encode({**content, **header}))
+            signed = sign({**content, **header}, self._key)
+            self._attempt = (asked, manifest.encode(signed))
         objects.create_or_confirm(self.root, commit_path(seq), self._attempt[1])
 
     def lineage(self, upto: int | None = None) -> list[int]:
@@ -190,7 +197,7 @@ class RunLog:
     def read_epoch(self, number: int) -> EpochRecord:
         """One epoch record; CorruptError if it is damaged, FileNotFoundError if absent."""
         path = epoch_path(number)
-        record = EpochRecord.from_json(objects.read_manifest(self.root, path))
+        record = EpochRecord.from_json(self._read(path))
         if record.run_epoch != number:
             raise CorruptError(f"{self.root.url}/{path} is the record of another epoch")
         return record
@@ -199,7 +206,7 @@ class RunLog:
         """The manifest of one commit; CheckpointNotFound if absent, CorruptError if damaged."""
         path = commit_path(seq)
         try:
-            body = objects.read_manifest(self.root, path)
+            body = self._read(path)
         except FileNotFoundError as error:
             raise CheckpointNotFound(f"{self.root.url} has no commit {seq}") from error
         if body.get("kind") != "run" or body.get("seq") != seq:
@@ -237,6 +244,10 @@ class RunLog:
             raise CheckpointNotFound(
                 f"{self.root.url} has no commit {seq} any more: it was pruned", "use @latest"
             )
+
+    def _read(self, path: str) -> dict[str, Any]:
+        body = objects.read_manifest(self.root, path)
+        return checked(body, self._key, f"{self.root.url}/{path}")
 
     def _writer_epoch(self, seq: int) -> EpochRecord:
         if self._epoch is None:

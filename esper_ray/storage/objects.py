@@ -50,13 +50,16 @@ def create_or_confirm(root: Root, path: str, data: bytes) -> None:
 
 def check_format(root: Root) -> None:
     """Raise FileNotFoundError without FORMAT.json, CorruptError unless it is ours."""
-    version = read_manifest(root, FORMAT_FILE).get("version")
+    body = read_manifest(root, FORMAT_FILE)
+    version = body.get("version")
     if version != FORMAT_VERSION:
         newer = type(version) is int and version > FORMAT_VERSION
         raise (TooNewError if newer else CorruptError)(
             f"{root.url}/{FORMAT_FILE} has version {version!r}, not {FORMAT_VERSION}",
             "use the esper-ray version that wrote it, or another URL",
         )
+    if body.keys() != {"format", "version"}:
+        raise CorruptError(f"{root.url}/{FORMAT_FILE} says more than its version")
 
 
 def ensure_format(root: Root) -> None:

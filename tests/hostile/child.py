@@ -24,7 +24,7 @@ import torch
 from esper_ray import explain
 from esper_ray.actors import persistence
 from esper_ray.errors import EsperError
-from esper_ray.storage import Root, RunCheckpoints, RunLog
+from esper_ray.storage import Root, RunCheckpoints, RunLog, SigningKey
 from tests.hostile import forgeries, mutations
 from tests.hostile.mutations import Mutant
 from tests.hostile.stored_run import Objects, commits, read_objects, resume
@@ -66,8 +66,9 @@ def judge(place: Path, whole: Whole, mutant: Mutant, **storage: Any) -> str:
 
     Accepted where the damage went unnoticed; any error that is not ours goes through.
     """
-    damage = _problems(place)
-    _look(place)
+    damage = _problems(place, **storage)
+    if mutant.forged:
+        _look(place)
     if not damage and not mutant.forged:
         raise Accepted(f"verify does not see it: {mutant.name}")
     try:
@@ -79,7 +80,7 @@ def judge(place: Path, whole: Whole, mutant: Mutant, **storage: Any) -> str:
     if seq == whole.newest and content == whole.content[seq]:
         if damage:
             return "found by verify, not on the way"
-        if mutant.legal:
+        if mutant.legal and not storage:
             return "legal: nothing restored differs"
     elif told and seq in whole.content and content == whole.content[seq]:
         return "restored from the commit before"
@@ -88,9 +89,10 @@ def judge(place: Path, whole: Whole, mutant: Mutant, **storage: Any) -> str:
     raise Accepted(f"commit {seq} was resumed with {told}: {mutant.name}")
 
 
-def _problems(place: Path) -> list[str]:
+def _problems(place: Path, signing_key_file: str = "") -> list[str]:
+    key = SigningKey(Path(signing_key_file).read_bytes()) if signing_key_file else None
     try:
-        problems = RunCheckpoints(RunLog(Root.open(str(place)))).verify()
+        problems = RunCheckpoints(RunLog(Root.open(str(place)), key=key)).verify()
     except EsperError as error:
         return [str(error)]
     return [str(found) for found in problems if found["severity"] == "damage"]

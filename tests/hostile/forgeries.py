@@ -323,6 +323,8 @@ def forged_bytes(rng: random.Random, objects: Objects) -> Mutant:
         at = rng.randrange(0, len(data) - 8, 8)
         size = rng.choice([-1, -2, 2**31, 2**40, 2**62, 2**63 - 1])
         data = data[:at] + struct.pack("<q", size) + data[at + 8 :]
+        if data == objects[path]:
+            data = flip_bits(rng, data)
     else:
         head = min(len(data), rng.choice([64, 512, 2**20]))  # headers are where decoders decide
         data = flip_bits(rng, data[:head]) + data[head:]
