@@ -13,10 +13,12 @@ import click
 
 from esper_ray.checkpoint_commands import checkpoints
 from esper_ray.legacy.command import import_
-from esper_ray.terminal import guarded, json_option, note, print_json, stored
+from esper_ray.terminal import guarded, is_run_file, json_option, note, print_json, stored
 
 if TYPE_CHECKING:
     from esper_ray.config import RunConfig
+
+    StoredRun = tuple[RunConfig, str]
 
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key."
@@ -48,8 +50,24 @@ checkpoints.add_command(import_)
 main.add_command(checkpoints)
 
 
+def _stored_run(source: str, overrides: tuple[str, ...], allowed: tuple[str, ...]) -> StoredRun:
+    """The run file of a run known by its URL, and the checkpoint to go on from."""
+    from esper_ray.actors.run_point import RunPoint
+    from esper_ray.config.stored import stored_config
+    from esper_ray.storage import RunCheckpoints, RunLog, split_url
+
+    url, selector = split_url(source)
+    root = stored(url)
+    kept = RunCheckpoints(RunLog(root))
+    settings = RunPoint.from_json(kept.load(kept.resolve(selector))).config
+    config = stored_config(settings, root.url, overrides, allowed)
+    if allowed:
+        sys.path.insert(0, os.getcwd())
+    return config, f"{root.url}@{selector}"
+
+
 @main.command()
-@config_argument
+@click.argument("source", metavar="CONFIG|CHECKPOINT")
 @click.option("--local", is_flag=True, help="Run in this process, without Ray.")
 @click.option(
     "--resume",
@@ -58,14 +76,30 @@ main.add_command(checkpoints)
     metavar="auto|never|URL",
     help="Checkpoint to start from: the newest valid one, none, or URL[@latest|@step=N|@PIN].",
 )
+@click.option(
+    "--allow-factory",
+    "allowed",
+    multiple=True,
+    metavar="MODULE:FUNCTION",
+    help="With CHECKPOINT: a model of your own that it may name.",
+)
 @set_option
 @json_option
 @guarded
 def train(
-    config_path: str, local: bool, resume: str, overrides: tuple[str, ...], as_json: bool
+    source: str,
+    local: bool,
+    resume: str,
+    allowed: tuple[str, ...],
+    overrides: tuple[str, ...],
+    as_json: bool,
 ) -> None:
-    """Train and grow the model that CONFIG describes."""
-    config = _load(config_path, overrides)
+    """Train and grow the model that CONFIG describes, or go on from CHECKPOINT (URL@step=N)."""
+    if is_run_file(source):
+        config = _load(source, overrides)
+    else:
+        config, found = _stored_run(source, overrides, allowed)
+        resume = found if resume == "auto" else resume
     from esper_ray.console import Progress, summary
     from esper_ray.runtime import Runtime
 
@@ -77,9 +111,9 @@ def train(
     if as_json:
         print_json(dataclasses.asdict(result))
     else:
-        command = [_program(), "train", config_path, *(["--local"] if local else [])]
-        for override in overrides:
-            command += ["--set", override]
+        command = [_program(), "train", source, *(["--local"] if local else [])]
+        command += [word for name in allowed for word in ("--allow-factory", name)]
+        command += [word for text in overrides for word in ("--set", text)]
         click.echo(summary(config, shlex.join(command), result))
 
 
@@ -136,7 +170,7 @@ def chunks(source: str, out: str, layer: str | None, as_json: bool) -> None:
     from esper_ray.storage import RunLog, split_url
 
     render = picture.renderer(out)
-    if picture.is_run_file(source):
+    if is_run_file(source):
         drawn = picture.of_plan(_load(source, ()))
     else:
         url, selector = split_url(source)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 INTERRUPTED = 130
+_RUN_FILES = (".yaml", ".yml")
 _RECORDS = {"FORMAT.json", "commits", "epochs"}
 
 
@@ -71,6 +72,11 @@ def _plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def is_run_file(source: str) -> bool:
+    """Whether `source` names a run file, and no stored run: by its ending, or as a file here."""
+    return "://" not in source and (source.endswith(_RUN_FILES) or os.path.isfile(source))
 
 
 def stored(url: str) -> Root:

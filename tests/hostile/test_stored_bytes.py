@@ -53,11 +53,12 @@ def read_damaged(
 
 
 def check(told: dict[str, Any], count: int) -> None:
-    assert sum(told["outcomes"].values()) == count
+    """Every store has an outcome, of every kind some, and the process did not grow."""
+    outcomes = told["outcomes"]
+    assert sum(outcomes.values()) == count
     assert told["grown"] < MEMORY_BOUND
-    refused = sum(n for name, n in told["outcomes"].items() if name.startswith("refused"))
-    assert refused > count // 10
-    assert told["outcomes"]["restored from the commit before"] > count // 10
+    assert any(name.startswith("refused") for name in outcomes)
+    assert outcomes["restored from the commit before"] > count // 5
 
 
 def test_300_damaged_stores_are_refused_or_restored(stored: Path) -> None:
