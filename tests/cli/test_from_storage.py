@@ -124,3 +124,7 @@ def test_how_long_to_train_must_be_said(cli: Command, store: Path) -> None:
 def test_a_factory_is_not_set_past_the_list(cli: Command, store: Path) -> None:
     words = ("--set", "model.factory=os:system")
     assert "cannot be set" in cli("train", str(store), *LONGER, *words).failed(2)[0]
+
+
+def test_a_folder_that_is_no_run_is_not_found(cli: Command) -> None:
+    assert "no run is stored at" in cli("train", ".", *LONGER).failed(3)[0]
