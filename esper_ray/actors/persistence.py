@@ -57,7 +57,10 @@ def save_layer(layer: LayerSeeds, log: RunLog) -> list[SegmentRef]:
 
 def restore_stage(stage: Stage, log: RunLog, segments: Segments, step: int) -> None:
     """Take over what `save_stage` stored; CorruptError where it does not fit this stage."""
-    host = codec.decode_tensors(log.read_segment(named(segments, host_name(stage))))
+    ref = named(segments, host_name(stage))
+    if ref.rows:
+        raise CorruptError(f"segment {ref.name!r} has {ref.rows} rows, a host has none")
+    host = codec.decode_tensors(log.read_segment(ref))
     snapshot.load_host(stage, host)
     for trainer in stage.trainers.values():
         restore_layer(trainer.layer, log, segments)
