@@ -22,7 +22,7 @@ from esper_ray.kernels.triton_word import word_backward_kernel, word_blend_kerne
 _MULTIPROCESSORS: Final = 132
 WIDE_ROWS: Final = 64
 """Rows that a program of the wide kernels takes at once."""
-WORD_BLEND, WORD_BACKWARD = (64, 8, 2048), (64, 4, 512)
+WORD_BLEND, WORD_BACKWARD = (64, 4, 2048), (64, 4, 256)
 """Seeds of a program, rows whose words it asks for at once, threads that a multiprocessor gets."""
 _WORDS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _FLOATS: Final = {
@@ -185,7 +185,7 @@ def fold(sums: Tensor, weights: Sequence[Tensor], seeds: Seeds) -> list[Tensor]:
     """Gradients of `weights`: sums over programs, in the slots of the listed seeds."""
     make = torch.empty if seeds.everyone else torch.zeros
     own = make(sum(w.numel() for w in weights), device=sums.device, dtype=weights[0].dtype)
-    parts = own.split([w.numel() for w in weights])
+    parts = torch.split(own, [w.numel() for w in weights])
     folded = [part.view(w.shape) for part, w in zip(parts, weights, strict=True)]
     block = 256
     fold_kernel[(-(-sums[0].numel() // block),)](
