@@ -45,6 +45,24 @@ class Seeds:
         """What every kernel is told of the seeds, in this order."""
         return self.ids, self.alpha, self.starts, self.sizes, self.slots
 
+    @property
+    def threads(self) -> tuple[Tensor, ...]:
+        """What the kernels of chunks that are words are told of the seeds, in this order."""
+        return self.ids, self.alpha, self.slots
+
+    @property
+    def numbers(self) -> int:
+        """Weights of a seed, those of `Form.packed`."""
+        form, chunk, hidden = self.form, self.layout.chunk, self.layout.hidden
+        matrices = chunk * hidden * (2 if form.chunk is not None else 1)
+        return matrices + (hidden + chunk if form.biases else 0)
+
+    def words(self, y: Tensor) -> bool:
+        """Whether the chunks of y are machine words that a thread can blend."""
+        form, size = self.form, y.element_size()
+        fit = form.chunk is not None and form.read is None and self.layout.word(size)
+        return fit and y.data_ptr() % (self.layout.chunk * size) == 0
+
     def meta(self, y: Tensor) -> dict[str, Any]:
         """What the kernels are compiled for."""
         form, layout = self.form, self.layout

@@ -111,8 +111,7 @@ class Case:
         if self.kernel == "cpu":
             out = cpu_blend.blend(leaf * 1, z, listed, seeds, in_place)
         else:
-            packed = torch.cat([weight.flatten(1) for weight in listed], 1)
-            out = blend.blend(leaf * 1, z, packed, seeds, in_place)
+            out = blend.blend(leaf * 1, z, listed, seeds, in_place)
         out.backward(here(g))  # type: ignore[no-untyped-call]
         leaves = {"y": leaf, "u": read, **own}
         grads = {n: v.grad for n, v in leaves.items() if v.grad is not None}

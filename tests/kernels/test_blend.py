@@ -72,6 +72,23 @@ def test_more_hidden_units_than_a_program_holds(name: str, sizes: list[int], hid
             assert error(found[key], value) < LIMITS[torch.float32], (key, ids)
 
 
+@pytest.mark.parametrize("name", ["bottleneck", "autoencoder", "low_rank"])
+@pytest.mark.parametrize(
+    ("chunk", "dtype"),
+    [(1, torch.float16), (2, torch.float16), (4, torch.float16), (2, torch.float32)],
+)
+def test_chunks_that_are_words_are_blended(name: str, chunk: int, dtype: torch.dtype) -> None:
+    chunks = ChunkManager(70 * chunk, 70)
+    for ids in (torch.arange(70), torch.arange(1, 70, 3)):
+        for in_place in (False, True):
+            case = Case(name, 37, chunks, 5, 4, ids, dtype, DEVICE)
+            found, right = case.run(in_place)
+            kinked = dtype == torch.float16 and name != "low_rank"
+            for key, value in right.items():
+                if not (kinked and key != "out"):
+                    assert error(found[key], value) < LIMITS[dtype], (key, in_place)
+
+
 @pytest.mark.parametrize("sizes", [[2, 1, 2, 1], [3, 1, 2, 3]])
 def test_what_follows_a_short_chunk_does_not_reach_it(sizes: list[int]) -> None:
     chunks = ChunkManager(sum(sizes), 4, sizes)
