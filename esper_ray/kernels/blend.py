@@ -36,7 +36,8 @@ class _Blend(torch.autograd.Function):
         save = any(ctx.needs_input_grad) and seeds.form.chunk is not None
         flat = y.detach().view(-1, y.shape[-1])
         own = [weight.detach() for weight in weights]
-        if seeds.words(y):
+        ctx.words = seeds.words(y)
+        if ctx.words:
             out, kept = launches.blend_words(flat, own, seeds, in_place, save)
         else:
             out = flat if in_place else flat.clone()
@@ -53,7 +54,9 @@ class _Blend(torch.autograd.Function):
         own = unshared(holders(g)) and g.is_contiguous()
         flat = g.contiguous().view(-1, g.shape[-1])
         dz = None if z is None else torch.empty_like(z)
-        if kept.dtype != g.dtype:
+        if ctx.words:
+            if not seeds.words(flat):  # it begins in the midst of a word
+                flat, own = flat.clone(), True
             gh, sums = launches.word_gradients(flat, kept, weights, seeds, own)
         else:
             gh = flat if own or seeds.form.chunk is None else flat.clone()

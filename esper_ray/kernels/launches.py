@@ -31,39 +31,37 @@ _FLOATS: Final = {
     torch.float32: tl.float32,
 }
 
-# ---- chunks that are words ---------------------------------------------------------------------
+# ---- all seeds, of chunks that are words -------------------------------------------------------
 
 
 def blend_words(
     y: Tensor, weights: Sequence[Tensor], seeds: Seeds, in_place: bool, save: bool
 ) -> tuple[Tensor, Tensor]:
-    """The blend of y (samples, width), and its words (samples, rows) as they were if to be saved.
+    """The blend of y (samples, width), and what backward reads if there is to be one: y itself.
 
-    Where all seeds are blended y itself is what is saved, and the blend is a new tensor.
+    It is written over y only where nobody reads that again.
     """
-    fresh = seeds.dense and (save or not in_place)
-    out = torch.empty_like(y) if fresh else y if in_place else y.clone()
-    read, write = (_as_words(t, seeds) for t in (y if fresh else out, out))
-    kept = read if fresh else read.new_empty((len(y), len(seeds.ids)) if save else (1, 1))
+    out = y if in_place and not save else torch.empty_like(y)
+    read, write = (_as_words(tensor, seeds) for tensor in (y, out))
     grid, rows, meta = _word_meta(y, seeds, WORD_BLEND)
     word_blend_kernel[grid](
-        read, write, kept, *_named(weights, seeds), *seeds.threads, seeds.faults, *read.shape,
-        len(seeds.ids), rows, SAVE=save and not fresh, **meta,
+        read, write, *_named(weights, seeds), seeds.alpha, seeds.slots, seeds.faults, *read.shape,
+        rows, **meta,
     )  # fmt: skip
-    return out, kept
+    return out, y
 
 
 def word_gradients(
-    g: Tensor, kept: Tensor, weights: Sequence[Tensor], seeds: Seeds, own: bool
+    g: Tensor, y: Tensor, weights: Sequence[Tensor], seeds: Seeds, own: bool
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of y, written over g if it is one's `own`; (programs, rows, n) sums."""
-    gh = g if own else torch.empty_like(g) if seeds.dense else g.clone()
-    read, write = (_as_words(t, seeds) for t in (g, gh))
+    """The gradient of y, written over g if it is one's `own`; (programs, seeds, n) sums."""
+    gh = g if own else torch.empty_like(g)
+    read, write, kept = (_as_words(tensor, seeds) for tensor in (g, gh, y))
     grid, rows, meta = _word_meta(g, seeds, WORD_BACKWARD)
     sums = torch.empty(grid[1], len(seeds.ids), seeds.numbers, device=g.device)
     word_backward_kernel[grid](
-        read, write, kept, *_named(weights, seeds)[:3], sums, *seeds.threads, *read.shape,
-        len(seeds.ids), rows, P=seeds.numbers, **meta,
+        read, write, kept, *_named(weights, seeds)[:3], sums, seeds.alpha, seeds.slots, *read.shape,
+        rows, P=seeds.numbers, **meta,
     )  # fmt: skip
     return gh, sums
 

@@ -1,9 +1,9 @@
-"""The blend of `triton_blend` for chunks that fit into one machine word, as 4 features of bf16 do.
+"""The blend of `triton_blend` where all seeds are at work and each chunk is one machine word.
 
-A thread holds the weights of one seed in its registers and walks over rows; a warp reads the words
-of 32 seeds at once. Matrix units would multiply by blocks of which three quarters are zeros. Sums
-over rows are kept per program and added up afterwards in a fixed order, so results do not differ
-from run to run.
+4 features of bf16 are one. A thread holds the weights of one seed in its registers and walks over
+rows; a warp reads the words of 32 seeds at once. Matrix units would multiply by blocks of which
+three quarters are zeros. Sums over rows are kept per program and added up afterwards in a fixed
+order, so results do not differ from run to run.
 """
 
 from __future__ import annotations
@@ -70,28 +70,28 @@ def _unit(x, w_in, b_in, k: tl.constexpr, C: tl.constexpr, H: tl.constexpr):
 
 
 @triton.jit
-def _seeds(IDS, ALPHA, SLOTS, S, BS: tl.constexpr):
-    """Per thread: entry of the list, whether there is one, its seed, slot and alpha."""
-    j = tl.program_id(0) * BS + tl.arange(0, BS)
-    listed = j < S
-    seed = tl.load(IDS + j, mask=listed, other=0)
-    alpha = tl.load(ALPHA + seed, mask=listed, other=0.0)
-    slot = tl.load(SLOTS + seed, mask=listed, other=0).to(tl.int64)
-    return j, listed, seed, slot, alpha
+def _seeds(ALPHA, SLOTS, N, BS: tl.constexpr):
+    """Per thread: its seed, whether there is one, its slot and alpha."""
+    seed = tl.program_id(0) * BS + tl.arange(0, BS)
+    real = seed < N
+    alpha = tl.load(ALPHA + seed, mask=real, other=0.0)
+    slot = tl.load(SLOTS + seed, mask=real, other=0).to(tl.int64)
+    return seed, real, slot, alpha
 
 
-@triton.jit(do_not_specialize=["S", "RPP"])
-def word_blend_kernel(Y, OUT, X, W_IN, B_IN, W_OUT, B_OUT, IDS, ALPHA, SLOTS, FAULTS, B, N, S, RPP,
+@triton.jit(do_not_specialize=["RPP"])
+def word_blend_kernel(Y, OUT, W_IN, B_IN, W_OUT, B_OUT, ALPHA, SLOTS, FAULTS, B, N, RPP,
                       C: tl.constexpr, H: tl.constexpr, BITS: tl.constexpr, FLOAT: tl.constexpr,
                       BS: tl.constexpr, BM: tl.constexpr, BIASES: tl.constexpr,
-                      RESIDUAL: tl.constexpr, ACT: tl.constexpr, SAVE: tl.constexpr):  # fmt: skip
-    """OUT [B, N] words, those of the listed seeds: y + alpha * delta; X [B, S] keeps those of Y.
+                      RESIDUAL: tl.constexpr, ACT: tl.constexpr):  # fmt: skip
+    """OUT [B, N] words: y + alpha * delta; it may be Y.
 
+    Every word is written, with its own bits where alpha is 0, as OUT may be a new tensor.
     Weights are (slots, C, H), (slots, H), (slots, H, C), (slots, C).
     """
     WORD: tl.constexpr = Y.dtype.element_ty
-    j, listed, seed, slot, alpha = _seeds(IDS, ALPHA, SLOTS, S, BS)
-    valid = listed & (alpha > 0)
+    seed, real, slot, alpha = _seeds(ALPHA, SLOTS, N, BS)
+    valid = real & (alpha > 0)
     w_in = _loaded(W_IN + slot * (C * H), C * H, valid)
     w_out = _loaded(W_OUT + slot * (H * C), H * C, valid)
     b_in, b_out = _noughts(H, BS), _noughts(C, BS)
@@ -100,7 +100,7 @@ def word_blend_kernel(Y, OUT, X, W_IN, B_IN, W_OUT, B_OUT, IDS, ALPHA, SLOTS, FA
     wrong = tl.zeros([BS], tl.int32)
     start = tl.program_id(1) * RPP
     for r in range(start, tl.minimum(start + RPP, B), BM):
-        words = _words(Y + seed, N, r, B, valid, BS, BM)
+        words = _words(Y + seed, N, r, B, real, BS, BM)
         for i in tl.static_range(BM):
             x = _numbers(words[i], C, BITS, FLOAT)
             f = b_out
@@ -118,27 +118,26 @@ def word_blend_kernel(Y, OUT, X, W_IN, B_IN, W_OUT, B_OUT, IDS, ALPHA, SLOTS, FA
                 y = x[c] + tl.where(fine, alpha * delta, 0.0)
                 out |= _placed(y, c, BITS, FLOAT, WORD)
             row = tl.zeros([BS], tl.int64) + (r + i)
-            mask = valid & (row < B)
-            tl.store(OUT + row * N + seed, out, mask=mask)
-            if SAVE:
-                tl.store(X + row * S + j, words[i], mask=mask)
+            out = tl.where(valid, out, words[i])
+            tl.store(OUT + row * N + seed, out, mask=real & (row < B))
     # Whoever finds a fault writes the same number.
     tl.store(FAULTS + seed, tl.full([BS], 1.0, tl.float32), mask=valid & (wrong > 0))
 
 
-@triton.jit(do_not_specialize=["S", "RPP"])
-def word_backward_kernel(G, GH, X, W_IN, B_IN, W_OUT, DW, IDS, ALPHA, SLOTS, B, N, S, RPP,
+@triton.jit(do_not_specialize=["RPP"])
+def word_backward_kernel(G, GH, Y, W_IN, B_IN, W_OUT, DW, ALPHA, SLOTS, B, N, RPP,
                          C: tl.constexpr, H: tl.constexpr, P: tl.constexpr, BITS: tl.constexpr,
                          FLOAT: tl.constexpr, BS: tl.constexpr, BM: tl.constexpr,
                          BIASES: tl.constexpr, RESIDUAL: tl.constexpr,
                          ACT: tl.constexpr):  # fmt: skip
-    """GH [B, N] words, those of the listed seeds: the gradient of y, from that of the output, G.
+    """GH [B, N] words: the gradient of y, from that of the output, G; it may be G.
 
-    DW [programs over rows, S, P] gets the sums of each program, in the order of `Form.packed`.
+    Every word is written, with that of G where alpha is 0, as GH may be a new tensor.
+    DW [programs over rows, N, P] gets the sums of each program, in the order of `Form.packed`.
     """
     WORD: tl.constexpr = G.dtype.element_ty
-    j, listed, seed, slot, alpha = _seeds(IDS, ALPHA, SLOTS, S, BS)
-    valid = listed & (alpha > 0)
+    seed, real, slot, alpha = _seeds(ALPHA, SLOTS, N, BS)
+    valid = real & (alpha > 0)
     w_in = _loaded(W_IN + slot * (C * H), C * H, valid)
     w_out = _loaded(W_OUT + slot * (H * C), H * C, valid)
     b_in = _noughts(H, BS)
@@ -148,14 +147,14 @@ def word_backward_kernel(G, GH, X, W_IN, B_IN, W_OUT, DW, IDS, ALPHA, SLOTS, B, 
     d_out, d_b_out = _noughts(H * C, BS), _noughts(C, BS)
     start = tl.program_id(1) * RPP
     for r in range(start, tl.minimum(start + RPP, B), BM):
-        words = _words(G + seed, N, r, B, valid, BS, BM)
-        kept = _words(X + j, S, r, B, valid, BS, BM)
+        words = _words(G + seed, N, r, B, real, BS, BM)
+        kept = _words(Y + seed, N, r, B, valid, BS, BM)
         for i in tl.static_range(BM):
             x = _numbers(kept[i], C, BITS, FLOAT)
             g = _numbers(words[i], C, BITS, FLOAT)
             gf, more = (), ()
             for c in tl.static_range(C):
-                gf = gf + (alpha * g[c],)
+                gf = gf + (tl.where(valid, alpha * g[c], 0.0),)
                 more = more + (d_b_out[c] + gf[c],)
             d_b_out = more
             gu, more, more_out = (), (), ()
@@ -183,14 +182,15 @@ def word_backward_kernel(G, GH, X, W_IN, B_IN, W_OUT, DW, IDS, ALPHA, SLOTS, B, 
                 out |= _placed(g[c] + dx, c, BITS, FLOAT, WORD)
             d_in = more
             row = tl.zeros([BS], tl.int64) + (r + i)
-            tl.store(GH + row * N + seed, out, mask=valid & (row < B))
-    to = DW + (tl.program_id(1).to(tl.int64) * S + j) * P
+            out = tl.where(valid, out, words[i])
+            tl.store(GH + row * N + seed, out, mask=real & (row < B))
+    to = DW + (tl.program_id(1).to(tl.int64) * N + seed) * P
     second: tl.constexpr = C * H + H if BIASES else C * H
     for p in tl.static_range(C * H):
-        tl.store(to + p, d_in[p], mask=listed)
-        tl.store(to + second + p, d_out[p], mask=listed)
+        tl.store(to + p, d_in[p], mask=real)
+        tl.store(to + second + p, d_out[p], mask=real)
     if BIASES:
         for k in tl.static_range(H):
-            tl.store(to + C * H + k, d_b_in[k], mask=listed)
+            tl.store(to + C * H + k, d_b_in[k], mask=real)
         for c in tl.static_range(C):
-            tl.store(to + second + H * C + c, d_b_out[c], mask=listed)
+            tl.store(to + second + H * C + c, d_b_out[c], mask=real)
