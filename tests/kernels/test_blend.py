@@ -82,7 +82,7 @@ def test_chunks_that_are_words_are_blended(name: str, chunk: int, dtype: torch.d
     chunks = ChunkManager(70 * chunk, 70)
     for ids in (torch.arange(70), torch.arange(1, 70, 3)):
         for in_place in (False, True):
-            case = Case(name, 37, chunks, 5, 4, ids, dtype, DEVICE)
+            case = Case(name, 9, chunks, 3, 4, ids, dtype, DEVICE)
             found, right = case.run(in_place)
             kinked = dtype == torch.float16 and name != "low_rank"
             for key, value in right.items():
@@ -103,7 +103,7 @@ def test_a_listed_seed_of_alpha_0_passes_its_word_on(kind: type[Case], share: in
     chunks = ChunkManager(70 * 4, 70)
     ids, idle = torch.arange(0, 70, share), (0, 33, 69)
     for in_place in (False, True):
-        case = kind("low_rank", 37, chunks, 5, 4, ids, torch.float16, DEVICE, idle=idle)
+        case = kind("low_rank", 9, chunks, 3, 4, ids, torch.float16, DEVICE, idle=idle)
         found, right = case.run(in_place)
         for key, value in right.items():
             assert error(found[key], value) < LIMITS[torch.float16], (key, in_place)
