@@ -160,10 +160,10 @@ def checkpoints() -> None:
 
 
 def _manager(url: str) -> tuple[Any, str]:
-    from esper_ray.storage import CheckpointManager, RunLog, split_url
+    from esper_ray.storage import RunCheckpoints, RunLog, split_url
 
     prefix, selector = split_url(url)
-    return CheckpointManager(RunLog(_stored(prefix))), selector
+    return RunCheckpoints(RunLog(_stored(prefix))), selector
 
 
 def _stored(url: str) -> Root:
@@ -281,15 +281,15 @@ def chunks(source: str, out: str, layer: str | None, as_json: bool) -> None:
 @main.command()
 @click.argument("name")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="For `layer`: where it runs.")
-@click.option("--quick", is_flag=True, help="For `layer`: fewer pairs, for a look.")
+@click.option("--url", help="For `checkpoint`: the object store; default, an S3 server of its own.")
+@click.option("--quick", is_flag=True, help="For `layer` and `checkpoint`: less, for a look.")
 @click.option("--strict", is_flag=True, help="Exit 1 where a row misses its target.")
 @json_option
 @_guarded
-def bench(name: str, device: str | None, quick: bool, strict: bool, as_json: bool) -> None:
-    """Measure a speed claim: NAME is `layer`, `state` or `step`."""
+def bench(name: str, strict: bool, as_json: bool, **options: str | bool | None) -> None:
+    """Measure a speed claim: NAME is `checkpoint`, `layer`, `state` or `step`."""
     from esper_ray.bench import run_bench, table
 
-    options = {"device": device, "quick": quick}
     document = run_bench(name, **{n: value for n, value in options.items() if value})
     if as_json:
         _print_json(document)

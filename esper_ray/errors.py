@@ -61,6 +61,14 @@ class CorruptError(EsperError):
     exit_code = 4
 
 
+class StoreTimeout(StorageUnavailable):
+    """What was stored did not reach the asked durability in time; it may still do so."""
+
+
+class BackpressureError(EsperError):
+    """The store takes checkpoints slower than they are made, and no more fit into memory."""
+
+
 class FencedError(EsperError):
     """Another writer owns this run's prefix now; this one must stop."""
 

@@ -17,7 +17,7 @@ from esper_ray.errors import ConfigError
 from esper_ray.events.messages import EpochReport, Evaluation
 from esper_ray.lifecycle import move_of
 from esper_ray.planning import RunPlan, plan_run
-from esper_ray.storage import CheckpointManager, Root, RunLog, manifest, split_url
+from esper_ray.storage import Root, RunCheckpoints, RunLog, manifest, split_url
 
 LN2 = 0.6931471805599453
 
@@ -178,14 +178,14 @@ class Runtime:
                 )
             return None
         if resume == "auto":
-            newest = CheckpointManager(RunLog(self.root)).newest_valid(self._warn)
+            newest = RunCheckpoints(RunLog(self.root)).newest_valid(self._warn)
             if newest is None:
                 self._warn(f"nothing is stored at {self.root.url}: starting fresh")
                 return None
             return self._checked(Found(self.root, *newest))
         url, selector = split_url(resume)
         root = Root.open(url, **self.config.storage_access)
-        stored = CheckpointManager(RunLog(root))
+        stored = RunCheckpoints(RunLog(root))
         seq = stored.resolve(selector)
         return self._checked(Found(root, seq, stored.load(seq)))
 

@@ -42,6 +42,9 @@ _BUFFERS: Final[Mapping[str, tuple[str, str, int]]] = {
 }
 """Stored column -> (buffer, dtype, width); a buffer has its rows last, a column first."""
 
+STATE_BUFFERS: Final = ("columns", *(buffer for buffer, _, _ in _BUFFERS.values()))
+"""The buffers of a state that its table is made of; the last dimension of each is the seeds."""
+
 STATE_SCHEMA: Final[Schema] = {
     "seed_id": (np.dtype(np.int32), 0),
     **{name: (np.dtype(np.int32), 0) for name in COLUMN_NAMES},
@@ -59,11 +62,17 @@ GRAFTING_SCHEMA: Final[Schema] = {
 def state_columns(state: ExtendedStateTensor) -> Columns:
     """The state of every seed, in the order of STATE_SCHEMA."""
     numbers = state.fetch("columns")
-    columns: Columns = {"seed_id": np.arange(state.num_seeds, dtype=np.int32)}
+    return buffer_columns({"columns": numbers, **{n: state.host(n) for n in STATE_BUFFERS[1:]}})
+
+
+def buffer_columns(buffers: Mapping[str, NDArray[Any]]) -> Columns:
+    """The same from the buffers STATE_BUFFERS of a state, copied."""
+    numbers = buffers["columns"]
+    columns: Columns = {"seed_id": np.arange(numbers.shape[1], dtype=np.int32)}
     columns.update((name, numbers[i].copy()) for i, name in enumerate(COLUMN_NAMES))
     for name, (buffer, _, width) in _BUFFERS.items():
-        value = np.moveaxis(state.host(buffer), -1, 0)
-        columns[name] = (value.reshape(state.num_seeds, width) if width else value).copy()
+        value = np.moveaxis(buffers[buffer], -1, 0)
+        columns[name] = (value.reshape(len(value), width) if width else value).copy()
     return columns
 
 

@@ -18,7 +18,7 @@ from esper_ray.picture.rows import Layer, Picture, chunk_rows
 from esper_ray.planning import plan_run
 from esper_ray.seeds import ExtendedStateTensor
 from esper_ray.seeds.chunks import chunk_bounds
-from esper_ray.storage import CheckpointManager, RunLog, SegmentRef, manifest
+from esper_ray.storage import RunCheckpoints, RunLog, SegmentRef, manifest
 
 _RUN_FILES: Final = (".yaml", ".yml")
 _PREFIX, _SUFFIX = "layer/", "/state"
@@ -47,7 +47,7 @@ def of_checkpoint(log: RunLog, selector: str) -> Picture:
 
     ConfigError for a commit of a version that did not store the widths of layers.
     """
-    commits = CheckpointManager(log)
+    commits = RunCheckpoints(log)
     body = commits.load(commits.resolve(selector))
     segments = {ref.name: ref for ref in manifest.segments(body)}
     where = f"{log.root.url}@step={body.get('step')}"

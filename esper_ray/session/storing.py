@@ -23,8 +23,8 @@ from esper_ray.session.growing import Growing
 from esper_ray.session.sites import Site, read
 from esper_ray.session.tables import SeedEvent
 from esper_ray.storage import (
-    CheckpointManager,
     Root,
+    RunCheckpoints,
     RunLog,
     SegmentRef,
     codec,
@@ -58,7 +58,7 @@ def find(url: str, options: Options) -> Saved:
     """What URL, URL@latest or URL@step=N names; CheckpointNotFound, or CorruptError if damaged."""
     base, selector = split_url(url)
     log = RunLog(Root.open(base, options))
-    stored = CheckpointManager(log)
+    stored = RunCheckpoints(log)
     seq = stored.resolve(selector)
     body = stored.load(seq)
     if body.get("run") != KIND:

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from esper_ray.errors import CheckpointNotFound, CorruptError, FencedError, StorageUnavailable
 from esper_ray.storage import manifest, objects
-from esper_ray.storage.checkpoint_manager import CheckpointManager
 from esper_ray.storage.commit_log import RunLog
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.manifest import LogRef
 from esper_ray.storage.objects import commit_path
+from esper_ray.storage.run_checkpoints import RunCheckpoints
 
 
 def add(log: RunLog, seq: int, events: str | None = "events") -> LogRef | None:
@@ -36,7 +36,7 @@ def started(root: Root, commits: int) -> RunLog:
 
 
 def findings(log: RunLog) -> dict[str, str]:
-    return {found["object"]: found["severity"] for found in CheckpointManager(log).verify()}
+    return {found["object"]: found["severity"] for found in RunCheckpoints(log).verify()}
 
 
 # ------------------------------------------------------------------ writing
@@ -222,7 +222,7 @@ def test_damaged_part_is_damage_like_a_segment(
     log, lines = started(root, 2), list[str]()
     (_, whole), (_, part) = log.log_parts()
     spoil(root, part.path, stored)
-    manager = CheckpointManager(log)
+    manager = RunCheckpoints(log)
     with pytest.raises(CorruptError, match=reason):
         log.read_log(part)
     with pytest.raises(CorruptError, match=part.file):
@@ -243,7 +243,7 @@ def test_part_replaced_by_a_link_is_damage(tmp_path: Path) -> None:
     path.rename(tmp_path / "moved")
     path.symlink_to(tmp_path / "moved")
     with pytest.raises(CorruptError, match="regular"):
-        CheckpointManager(log).load(1)
+        RunCheckpoints(log).load(1)
     assert list(findings(log).values()) == ["damage"]
 
 
