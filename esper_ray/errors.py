@@ -69,6 +69,22 @@ class BackpressureError(EsperError):
     """The store takes checkpoints slower than they are made, and no more fit into memory."""
 
 
+class TooNewError(CorruptError):
+    """A newer version of this program wrote it; this one cannot read it."""
+
+
+class MigrationError(CorruptError):
+    """What an older version stored cannot be brought to the present form."""
+
+
+class UnsafeInputError(CorruptError):
+    """A file asks for more than plain values, so it is not read."""
+
+
+class SignatureError(CorruptError):
+    """A commit is not signed by the key that is configured."""
+
+
 class FencedError(EsperError):
     """Another writer owns this run's prefix now; this one must stop."""
 

@@ -80,6 +80,8 @@ EVERY_KEY: dict[str, Any] = {
     "storage.timeout_s": 5.0,
     "storage.on_upload_error": "warn",
     "storage.single_writer": "unsafe",
+    "storage.signing_key_env": "RUN_KEY",
+    "storage.signing_key_file": "",
     "cluster.address": "auto",
     "cluster.transport": "object_store",
     "cluster.threads": 2,

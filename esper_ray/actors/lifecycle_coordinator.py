@@ -30,7 +30,7 @@ from esper_ray.grafting import GraftingSettings
 from esper_ray.growth.assembly import load_module
 from esper_ray.lifecycle import Decisions, ExtendedLifecycle, LifecycleManager, by_people
 from esper_ray.policy import PolicySettings
-from esper_ray.storage import EpochRecord, Root, RunLog, SegmentRef, codec
+from esper_ray.storage import EpochRecord, Root, RunLog, SegmentRef, SigningKey, codec
 
 _S = ExtendedLifecycle
 
@@ -53,6 +53,7 @@ class CoordinatorSpec:
     grafting: GraftingSettings
     factory: str
     manifest: Mapping[str, object]
+    signing_key: SigningKey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class LifecycleCoordinator:
     ) -> None:
         """Meet the layers; go on from a stored progress, as the writer of this run epoch."""
         self._pipeline, self._seq = pipeline, epoch.next_seq
-        self._log = RunLog(self._root, epoch)
+        self._log = RunLog(self._root, epoch, self._spec.signing_key)
         if progress is not None:
             self._decider.progress = Progress.from_json(progress)
         self._journal = Journal(self._progress.sequence)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from esper_ray.config.section import Positive, Rate, Section
 
@@ -24,3 +24,13 @@ class StorageConfig(Section):
     """`warn` trains on where a commit cannot be stored and stores it later; the last must be."""
     single_writer: Literal["checked", "unsafe"] = "checked"
     """`unsafe` admits a store without conditional writes, where a second writer does damage."""
+    signing_key_env: str = ""
+    """Environment variable that holds a key; with one, commits are signed, and others refused."""
+    signing_key_file: str = ""
+    """File that holds it instead."""
+
+    @model_validator(mode="after")
+    def _one_key(self) -> StorageConfig:
+        if self.signing_key_env and self.signing_key_file:
+            raise ValueError("signing_key_env and signing_key_file are both given, keep one")
+        return self

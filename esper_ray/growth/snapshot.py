@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from esper_ray.errors import CorruptError
 from esper_ray.grafting import COLUMNS as GRAFTING_COLUMNS
+from esper_ray.grafting import GraftingMemory
 from esper_ray.growth.stage import Stage
 from esper_ray.layers import LayerSeeds
 from esper_ray.lifecycle import ExtendedLifecycle
@@ -78,8 +79,19 @@ def buffer_columns(buffers: Mapping[str, NDArray[Any]]) -> Columns:
 
 def grafting_columns(state: ExtendedStateTensor) -> Columns:
     """What strategies remember, a row per seed in GRAFTING, in the order of GRAFTING_SCHEMA."""
-    arrays = state.grafting.arrays()
+    return _stored_grafting(state.grafting)
+
+
+def _stored_grafting(memory: GraftingMemory) -> Columns:
+    arrays = memory.arrays()
     return {name: arrays[name].astype(dtype) for name, (dtype, _) in GRAFTING_SCHEMA.items()}
+
+
+def entered_grafting(columns: Columns) -> Columns:
+    """The table of grafting of seeds that have all just entered GRAFTING."""
+    memory = GraftingMemory()
+    memory.enter(np.flatnonzero(columns["lifecycle_state"] == ExtendedLifecycle.GRAFTING))
+    return _stored_grafting(memory)
 
 
 def load_state_columns(state: ExtendedStateTensor, columns: Columns, grafting: Columns) -> None:

@@ -89,6 +89,15 @@ def decode_batch(
     }
 
 
+def column_names(data: bytes) -> list[str]:
+    """Names of the columns of an Arrow segment, none of it decoded; CorruptError if it is none."""
+    try:
+        names: list[str] = pa.ipc.read_schema(_first_message(data)[0]).names
+    except _ARROW_ERRORS as error:
+        raise CorruptError(f"an Arrow segment cannot be read: {error}") from error
+    return names
+
+
 def encode_tensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
     """Named tensors as safetensors; equal input gives equal bytes in every process."""
     plain: dict[str, torch.Tensor] = {}
@@ -151,13 +160,7 @@ def _read_batches(
     rows: int,
     batch_rows: int,
 ) -> Iterator[Any]:
-    if not data.startswith(_MAGIC):
-        raise CorruptError("an Arrow segment does not begin as an IPC file")
-    # The stream inside the file, not its footer: every message is seen once, in order.
-    reader = pa.ipc.MessageReader.open_stream(
-        pa.BufferReader(pa.py_buffer(data).slice(len(_MAGIC)))
-    )
-    message = _next_message(reader, "schema")
+    message, reader = _first_message(data)
     _check_schema(pa.ipc.read_schema(message), wanted)
     for start in range(0, rows, batch_rows):
         message = _next_message(reader, "record batch")
@@ -178,6 +181,17 @@ def _read_batch(
 @functools.lru_cache(maxsize=64)
 def _known_schema(columns: tuple[tuple[str, tuple[np.dtype[Any], int]], ...]) -> Any:
     return _schema(dict(columns))
+
+
+def _first_message(data: bytes) -> tuple[Any, Any]:
+    """The message of the schema, and the reader of those that follow it."""
+    if not data.startswith(_MAGIC):
+        raise CorruptError("an Arrow segment does not begin as an IPC file")
+    # The stream inside the file, not its footer: every message is seen once, in order.
+    reader = pa.ipc.MessageReader.open_stream(
+        pa.BufferReader(pa.py_buffer(data).slice(len(_MAGIC)))
+    )
+    return _next_message(reader, "schema"), reader
 
 
 def _next_message(reader: Any, kind: str) -> Any:

@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from esper_ray.errors import CheckpointNotFound, CorruptError
-from esper_ray.storage import manifest, objects
+from esper_ray.errors import CheckpointNotFound, CorruptError, TooNewError
+from esper_ray.storage import manifest, objects, pins
 from esper_ray.storage.commit_log import RunLog
-from esper_ray.storage.verification import Problem, verify_objects
+from esper_ray.storage.problems import Problem
+from esper_ray.storage.verification import verify_commit, verify_objects
 
 LATEST = "latest"
 
@@ -37,9 +38,14 @@ class RunCheckpoints:
         self._url = log.root.url
 
     def resolve(self, selector: str) -> int:
-        """The commit that "latest" or "step=N" means; CheckpointNotFound names what exists."""
+        """The commit that "latest", "step=N" or a pin means; CheckpointNotFound names what exists.
+
+        A pin names its commit even where the current history has given that up.
+        """
         history = self._history()
         step = _STEP.fullmatch(selector)
+        if selector != LATEST and step is None and pins.pin_names(self._log.root):
+            return pins.pinned_commit(self._log.root, selector)
         if not history:
             raise CheckpointNotFound(
                 f"no checkpoint is stored at {self._url}", "check the URL, or start a new run"
@@ -64,6 +70,8 @@ class RunCheckpoints:
         for seq in history:
             try:
                 return seq, self.load(seq)
+            except TooNewError:
+                raise  # to go on from an older one would give up what a newer version has done
             except CorruptError as error:
                 warn(f"checkpoint {seq} is damaged and is passed over: {error}")
         if history:
@@ -77,9 +85,14 @@ class RunCheckpoints:
         """One row for each commit of the history, newest first, its objects checked."""
         return [self._row(seq) for seq in self._history()]
 
-    def verify(self) -> list[Problem]:
-        """Every problem of every object below the root: its path, the problem, the severity."""
-        return verify_objects(self._log)
+    def verify(self, seq: int | None = None, *, quick: bool = False) -> list[Problem]:
+        """Every problem of every object below the root, or of what one commit needs.
+
+        `quick` looks at presence and sizes of segments and log parts, and hashes manifests only.
+        """
+        if seq is not None:
+            return verify_commit(self._log, seq, quick=quick)
+        return verify_objects(self._log, quick=quick)
 
     def _history(self) -> list[int]:
         commits, epochs = self._log.commit_numbers(), self._log.epoch_numbers()
@@ -111,7 +124,9 @@ class RunCheckpoints:
                 f"{found}; {damaged} more cannot be read, {selector} may be one of them",
                 "use one of the steps that can be read",
             )
-        raise CheckpointNotFound(found, "use @latest or @step=N with one of these")
+        raise CheckpointNotFound(
+            found, "use @latest, @step=N with one of these, or the @NAME of a pin"
+        )
 
     def _row(self, seq: int) -> dict[str, Any]:
         row: dict[str, Any] = {"seq": seq, "step": None, "epoch": None, "time": None}
