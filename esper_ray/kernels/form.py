@@ -11,6 +11,7 @@ TRITON_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 
 _WIDE_BLOCK: Final = 64
 _WIDE_MATRIX: Final = 2048
+_THREAD_MATRIX: Final = 32
 _LARGEST: Final = {2: 8192, 4: 2048}
 """Bytes per number -> entries of a tile's matrices, as compiled for compute capability 9.0."""
 
@@ -75,6 +76,11 @@ class Layout:
         """
         matrix = self.columns * self.hidden_columns
         return self.columns * itemsize <= 256 and (self.wide or matrix <= _LARGEST[itemsize])
+
+    def word(self, itemsize: int) -> bool:
+        """Whether chunks are machine words, and a thread can hold all weights of a seed."""
+        exact = self.align == self.chunk and self.chunk * itemsize in (2, 4, 8)
+        return exact and self.chunk * self.hidden <= _THREAD_MATRIX
 
     @property
     def block(self) -> int:

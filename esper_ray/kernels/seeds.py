@@ -42,8 +42,25 @@ class Seeds:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """What every kernel is told of the seeds, in this order."""
+        """What the kernels of listed seeds are told of them, in this order."""
         return self.ids, self.alpha, self.starts, self.sizes, self.slots
+
+    @property
+    def numbers(self) -> int:
+        """Weights of a seed, those of `Form.packed`."""
+        form, chunk, hidden = self.form, self.layout.chunk, self.layout.hidden
+        matrices = chunk * hidden * (2 if form.chunk is not None else 1)
+        return matrices + (hidden + chunk if form.biases else 0)
+
+    def words(self, y: Tensor) -> bool:
+        """Whether a thread for each seed blends y best: all are at work, chunks are machine words.
+
+        For a tenth of the seeds or fewer the kernels of listed seeds are faster.
+        """
+        form, size = self.form, y.element_size()
+        fit = self.dense and form.chunk is not None and form.read is None
+        fit = fit and self.layout.word(size)
+        return fit and y.data_ptr() % (self.layout.chunk * size) == 0
 
     def meta(self, y: Tensor) -> dict[str, Any]:
         """What the kernels are compiled for."""

@@ -76,33 +76,31 @@ def _units(IDS, ALPHA, SLOTS, S, TILE: tl.constexpr, HC: tl.constexpr, H: tl.con
 
 
 @triton.jit(do_not_specialize=["S", "RPP"])
-def blend_kernel(Y, Z, X, W, IDS, ALPHA, STARTS, SIZES, SLOTS, FAULTS, B, D, S, RPP,
-                 C: tl.constexpr, H: tl.constexpr, P: tl.constexpr, TILE: tl.constexpr,
+def blend_kernel(Y, Z, X, W_IN, B_IN, W_OUT, B_OUT, IDS, ALPHA, STARTS, SIZES, SLOTS, FAULTS,
+                 B, D, S, RPP, C: tl.constexpr, H: tl.constexpr, TILE: tl.constexpr,
                  TC: tl.constexpr, HC: tl.constexpr, BM: tl.constexpr, ALIGN: tl.constexpr,
                  DENSE: tl.constexpr, CHUNK: tl.constexpr, READ: tl.constexpr, BIASES: tl.constexpr,
                  RESIDUAL: tl.constexpr, ACT: tl.constexpr, SAVE: tl.constexpr,
                  IEEE: tl.constexpr):  # fmt: skip
     """Y [B, D] in place: y + alpha * delta on the listed chunks; X keeps them as they were.
 
-    W [slots, P] holds w_chunk [C, H], b_in [H], w_out [H, C], b_out [C], those that exist, in
-    this order. Z [B, S * H] is what the seeds make of the host's input.
+    Weights are (slots, C, H), (slots, H), (slots, H, C), (slots, C); those that a blueprint has not
+    are not read. Z [B, S * H] is what the seeds make of the host's input.
     """
     entry, slot, within, column, valid, alpha, seed = _columns(
         IDS, ALPHA, STARTS, SIZES, SLOTS, S, D, TILE, TC, ALIGN, DENSE)  # fmt: skip
     entry_h, slot_h, unit, valid_h = _units(IDS, ALPHA, SLOTS, S, TILE, HC, H)
     block = (entry[:, None] == entry_h[None, :]) & valid[:, None] & valid_h[None, :]  # [TC, HC]
-    first: tl.constexpr = C * H if CHUNK else 0
-    second: tl.constexpr = first + H if BIASES else first
     dtype = Y.dtype.element_ty
-    at = slot_h.to(tl.int64)[None, :] * P
+    slot, slot_h = slot.to(tl.int64), slot_h.to(tl.int64)
     if CHUNK:
-        w_in = tl.load(W + at + within[:, None] * H + unit[None, :], mask=block, other=0.0)
-        w_in = w_in.to(dtype)
-    out_at = slot_h.to(tl.int64)[:, None] * P + second + unit[:, None] * C + within[None, :]
-    w_out = tl.load(W + out_at, mask=tl.trans(block), other=0.0).to(dtype)  # [HC, TC]
+        in_at = W_IN + slot_h[None, :] * (C * H) + within[:, None] * H + unit[None, :]
+        w_in = tl.load(in_at, mask=block, other=0.0).to(dtype)
+    out_at = W_OUT + slot_h[:, None] * (H * C) + unit[:, None] * C + within[None, :]
+    w_out = tl.load(out_at, mask=tl.trans(block), other=0.0).to(dtype)  # [HC, TC]
     if BIASES:
-        b_in = tl.load(W + slot_h.to(tl.int64) * P + first + unit, mask=valid_h, other=0.0)
-        b_out = tl.load(W + slot.to(tl.int64) * P + second + H * C + within, mask=valid, other=0.0)
+        b_in = tl.load(B_IN + slot_h * H + unit, mask=valid_h, other=0.0).to(tl.float32)
+        b_out = tl.load(B_OUT + slot * C + within, mask=valid, other=0.0).to(tl.float32)
     wrong = tl.zeros([BM, TC], tl.int32)  # summed once: a sum over rows costs a barrier
     start = tl.program_id(1) * RPP
     for r in range(start, tl.minimum(start + RPP, B), BM):
@@ -137,15 +135,15 @@ def blend_kernel(Y, Z, X, W, IDS, ALPHA, STARTS, SIZES, SLOTS, FAULTS, B, D, S, 
 
 
 @triton.jit(do_not_specialize=["S", "RPP"])
-def blend_backward_kernel(G, DZ, Z, X, W, DW, IDS, ALPHA, STARTS, SIZES, SLOTS, B, D, S, RPP,
-                          C: tl.constexpr, H: tl.constexpr, P: tl.constexpr, TILE: tl.constexpr,
-                          TC: tl.constexpr, HC: tl.constexpr, BM: tl.constexpr,
+def blend_backward_kernel(G, DZ, Z, X, W_IN, B_IN, W_OUT, DW, IDS, ALPHA, STARTS, SIZES, SLOTS,
+                          B, D, S, RPP, C: tl.constexpr, H: tl.constexpr, P: tl.constexpr,
+                          TILE: tl.constexpr, TC: tl.constexpr, HC: tl.constexpr, BM: tl.constexpr,
                           ALIGN: tl.constexpr, DENSE: tl.constexpr, CHUNK: tl.constexpr,
                           READ: tl.constexpr, BIASES: tl.constexpr, RESIDUAL: tl.constexpr,
                           ACT: tl.constexpr, IEEE: tl.constexpr):  # fmt: skip
     """Gradients of `blend_kernel`: G [B, D] in place becomes that of h, DZ [B, S * H] that of Z.
 
-    DW [programs over rows, S, P] gets the sums of each program, in the order of W.
+    DW [programs over rows, S, P] gets the sums of each program, in the order of `Form.packed`.
     """
     entry, _, within, column, valid, alpha, _ = _columns(
         IDS, ALPHA, STARTS, SIZES, SLOTS, S, D, TILE, TC, ALIGN, DENSE)  # fmt: skip
@@ -154,14 +152,14 @@ def blend_backward_kernel(G, DZ, Z, X, W, DW, IDS, ALPHA, STARTS, SIZES, SLOTS, 
     first: tl.constexpr = C * H if CHUNK else 0
     second: tl.constexpr = first + H if BIASES else first
     dtype = G.dtype.element_ty
-    at = slot_h.to(tl.int64)[None, :] * P
+    slot_h = slot_h.to(tl.int64)
     if CHUNK:
-        w_in = tl.load(W + at + within[:, None] * H + unit[None, :], mask=block, other=0.0)
-        w_in = w_in.to(dtype)
-    w_out = tl.load(W + at + second + unit[None, :] * C + within[:, None], mask=block, other=0.0)
-    w_out = w_out.to(dtype)  # [TC, HC], transposed
+        in_at = W_IN + slot_h[None, :] * (C * H) + within[:, None] * H + unit[None, :]
+        w_in = tl.load(in_at, mask=block, other=0.0).to(dtype)
+    out_at = W_OUT + slot_h[None, :] * (H * C) + unit[None, :] * C + within[:, None]
+    w_out = tl.load(out_at, mask=block, other=0.0).to(dtype)  # [TC, HC], transposed
     if BIASES:
-        b_in = tl.load(W + slot_h.to(tl.int64) * P + first + unit, mask=valid_h, other=0.0)
+        b_in = tl.load(B_IN + slot_h * H + unit, mask=valid_h, other=0.0).to(tl.float32)
     d_in = tl.zeros([TC, HC], tl.float32)
     d_out = tl.zeros([TC, HC], tl.float32)
     d_b_in = tl.zeros([BM, HC], tl.float32)
@@ -210,6 +208,33 @@ def blend_backward_kernel(G, DZ, Z, X, W, DW, IDS, ALPHA, STARTS, SIZES, SLOTS, 
     if BIASES:
         tl.store(DW + (base + entry_h) * P + first + unit, tl.sum(d_b_in, 0), mask=valid_h)
         tl.store(DW + (base + entry) * P + second + H * C + within, tl.sum(d_b_out, 0), mask=valid)
+
+
+@triton.jit(do_not_specialize=["S", "PROGRAMS"])
+def fold_kernel(DW, D_IN, D_B_IN, D_OUT, D_B_OUT, IDS, SLOTS, S, PROGRAMS, C: tl.constexpr,
+                H: tl.constexpr, P: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
+                CHUNK: tl.constexpr, BIASES: tl.constexpr):  # fmt: skip
+    """Sums of DW [PROGRAMS, S, P] over programs, into the slots of the listed seeds."""
+    first: tl.constexpr = C * H if CHUNK else 0
+    second: tl.constexpr = first + H if BIASES else first
+    e = tl.program_id(0) * BP + tl.arange(0, BP)
+    listed = e < S * P
+    total = tl.zeros([BP], tl.float32)
+    for n in range(0, PROGRAMS, BN):
+        program = n + tl.arange(0, BN)
+        at = program.to(tl.int64)[:, None] * (S * P) + e[None, :]
+        mask = (program < PROGRAMS)[:, None] & listed[None, :]
+        total += tl.sum(tl.load(DW + at, mask=mask, other=0.0), 0)
+    p = e % P
+    seed = tl.load(IDS + e // P, mask=listed, other=0)
+    slot = tl.load(SLOTS + seed, mask=listed, other=0).to(tl.int64)
+    if CHUNK:
+        tl.store(D_IN + slot * (C * H) + p, total, mask=listed & (p < first))
+    o = p - second
+    tl.store(D_OUT + slot * (H * C) + o, total, mask=listed & (o >= 0) & (o < H * C))
+    if BIASES:
+        tl.store(D_B_IN + slot * H + p - first, total, mask=listed & (p >= first) & (o < 0))
+        tl.store(D_B_OUT + slot * C + o - H * C, total, mask=listed & (o >= H * C))
 
 
 @triton.jit(do_not_specialize=["ROWS", "FIRST"])

@@ -14,23 +14,21 @@ from esper_ray.kernels.triton_blend import _columns, _dot, _hidden_units, _slope
 
 
 @triton.jit
-def _weights(W, slot, k, within, valid, C: tl.constexpr, H: tl.constexpr, P: tl.constexpr,
+def _weights(W_IN, B_IN, W_OUT, slot, k, within, valid, C: tl.constexpr, H: tl.constexpr,
              HB: tl.constexpr, CHUNK: tl.constexpr, BIASES: tl.constexpr,
              dtype: tl.constexpr):  # fmt: skip
     """Units k.. of one seed: their numbers, mask, w_chunk and w_out, both [TC, HB], and b_in."""
-    first: tl.constexpr = C * H if CHUNK else 0
-    second: tl.constexpr = first + H if BIASES else first
     unit = k + tl.arange(0, HB)
     real = unit < H
     block = valid[:, None] & real[None, :]
-    at = slot.to(tl.int64)[:, None] * P
-    w_out = tl.load(W + at + second + unit[None, :] * C + within[:, None], mask=block, other=0.0)
+    at = slot.to(tl.int64)[:, None] * (C * H)
+    w_out = tl.load(W_OUT + at + unit[None, :] * C + within[:, None], mask=block, other=0.0)
     w_in, b_in = w_out, tl.zeros([HB], tl.float32)
     if CHUNK:
-        w_in = tl.load(W + at + within[:, None] * H + unit[None, :], mask=block, other=0.0)
+        w_in = tl.load(W_IN + at + within[:, None] * H + unit[None, :], mask=block, other=0.0)
     if BIASES:
-        b_in = tl.load(W + tl.max(slot, 0).to(tl.int64) * P + first + unit, mask=real, other=0.0)
-    return unit, real, w_in.to(dtype), w_out.to(dtype), b_in
+        b_in = tl.load(B_IN + tl.max(slot, 0).to(tl.int64) * H + unit, mask=real, other=0.0)
+    return unit, real, w_in.to(dtype), w_out.to(dtype), b_in.to(tl.float32)
 
 
 @triton.jit
@@ -47,8 +45,8 @@ def _before(x, w_in, b_in, z_at, z_mask, BM: tl.constexpr, HB: tl.constexpr, CHU
 
 
 @triton.jit(do_not_specialize=["S"])
-def wide_blend_kernel(Y, Z, X, W, IDS, ALPHA, STARTS, SIZES, SLOTS, FAULTS, B, D, S,
-                      C: tl.constexpr, H: tl.constexpr, P: tl.constexpr, TC: tl.constexpr,
+def wide_blend_kernel(Y, Z, X, W_IN, B_IN, W_OUT, B_OUT, IDS, ALPHA, STARTS, SIZES, SLOTS, FAULTS,
+                      B, D, S, C: tl.constexpr, H: tl.constexpr, TC: tl.constexpr,
                       HB: tl.constexpr, BM: tl.constexpr, ALIGN: tl.constexpr,
                       DENSE: tl.constexpr, CHUNK: tl.constexpr, READ: tl.constexpr,
                       BIASES: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr,
@@ -56,7 +54,6 @@ def wide_blend_kernel(Y, Z, X, W, IDS, ALPHA, STARTS, SIZES, SLOTS, FAULTS, B, D
     """As `blend_kernel`, BM rows of one seed."""
     _, slot, within, column, valid, alpha, seed = _columns(
         IDS, ALPHA, STARTS, SIZES, SLOTS, S, D, 1, TC, ALIGN, DENSE)  # fmt: skip
-    second: tl.constexpr = (C * H if CHUNK else 0) + (H if BIASES else 0)
     dtype = Y.dtype.element_ty
     rows = tl.program_id(1) * BM + tl.arange(0, BM)
     here = rows < B
@@ -66,13 +63,13 @@ def wide_blend_kernel(Y, Z, X, W, IDS, ALPHA, STARTS, SIZES, SLOTS, FAULTS, B, D
     f = tl.zeros([BM, TC], tl.float32)
     for k in range(0, H, HB):
         unit, real, w_in, w_out, b_in = _weights(
-            W, slot, k, within, valid, C, H, P, HB, CHUNK, BIASES, dtype)  # fmt: skip
+            W_IN, B_IN, W_OUT, slot, k, within, valid, C, H, HB, CHUNK, BIASES, dtype)  # fmt: skip
         z_at = Z + rows.to(tl.int64)[:, None] * (S * H) + (tl.program_id(0) * H + unit)[None, :]
         u = _before(x, w_in, b_in, z_at, here[:, None] & real[None, :], BM, HB, CHUNK, READ, IEEE)
         f += _dot(_hidden_units(u, ACT).to(dtype), tl.trans(w_out), IEEE)
     if BIASES:
-        b_out_at = W + slot.to(tl.int64) * P + second + H * C + within
-        f += tl.load(b_out_at, mask=valid, other=0.0)[None, :]
+        b_out = tl.load(B_OUT + slot.to(tl.int64) * C + within, mask=valid, other=0.0)
+        f += b_out.to(tl.float32)[None, :]
     if not RESIDUAL:
         f -= x.to(tl.float32)
     fine = tl.abs(f) < float("inf")  # False for NaN too
@@ -86,10 +83,10 @@ def wide_blend_kernel(Y, Z, X, W, IDS, ALPHA, STARTS, SIZES, SLOTS, FAULTS, B, D
 
 
 @triton.jit(do_not_specialize=["S"])
-def wide_chunk_gradient_kernel(G, Z, X, W, IDS, ALPHA, STARTS, SIZES, SLOTS, B, D, S,
-                               C: tl.constexpr, H: tl.constexpr, P: tl.constexpr,
-                               TC: tl.constexpr, HB: tl.constexpr, BM: tl.constexpr,
-                               ALIGN: tl.constexpr, DENSE: tl.constexpr, CHUNK: tl.constexpr,
+def wide_chunk_gradient_kernel(G, Z, X, W_IN, B_IN, W_OUT, IDS, ALPHA, STARTS, SIZES, SLOTS,
+                               B, D, S, C: tl.constexpr, H: tl.constexpr, TC: tl.constexpr,
+                               HB: tl.constexpr, BM: tl.constexpr, ALIGN: tl.constexpr,
+                               DENSE: tl.constexpr, CHUNK: tl.constexpr,
                                READ: tl.constexpr, BIASES: tl.constexpr, RESIDUAL: tl.constexpr,
                                ACT: tl.constexpr, IEEE: tl.constexpr):  # fmt: skip
     """G [B, D] in place becomes the gradient of h, at BM rows of one seed."""
@@ -108,7 +105,7 @@ def wide_chunk_gradient_kernel(G, Z, X, W, IDS, ALPHA, STARTS, SIZES, SLOTS, B, 
     dx = tl.zeros([BM, TC], tl.float32)
     for k in range(0, H, HB):
         unit, real, w_in, w_out, b_in = _weights(
-            W, slot, k, within, valid, C, H, P, HB, CHUNK, BIASES, dtype)  # fmt: skip
+            W_IN, B_IN, W_OUT, slot, k, within, valid, C, H, HB, CHUNK, BIASES, dtype)  # fmt: skip
         z_at = Z + rows.to(tl.int64)[:, None] * (S * H) + (tl.program_id(0) * H + unit)[None, :]
         z_mask = here[:, None] & real[None, :]
         u = _before(x, w_in, b_in, z_at, z_mask, BM, HB, CHUNK, READ, IEEE)
@@ -122,12 +119,13 @@ def wide_chunk_gradient_kernel(G, Z, X, W, IDS, ALPHA, STARTS, SIZES, SLOTS, B, 
 
 
 @triton.jit(do_not_specialize=["S", "RPP"])
-def wide_weight_gradient_kernel(G, DZ, Z, X, W, DW, IDS, ALPHA, STARTS, SIZES, SLOTS, B, D, S, RPP,
-                                C: tl.constexpr, H: tl.constexpr, P: tl.constexpr,
-                                TC: tl.constexpr, HB: tl.constexpr, BM: tl.constexpr,
-                                ALIGN: tl.constexpr, DENSE: tl.constexpr, CHUNK: tl.constexpr,
-                                READ: tl.constexpr, BIASES: tl.constexpr, RESIDUAL: tl.constexpr,
-                                ACT: tl.constexpr, IEEE: tl.constexpr):  # fmt: skip
+def wide_weight_gradient_kernel(G, DZ, Z, X, W_IN, B_IN, W_OUT, DW, IDS, ALPHA, STARTS, SIZES,
+                                SLOTS, B, D, S, RPP, C: tl.constexpr, H: tl.constexpr,
+                                P: tl.constexpr, TC: tl.constexpr, HB: tl.constexpr,
+                                BM: tl.constexpr, ALIGN: tl.constexpr, DENSE: tl.constexpr,
+                                CHUNK: tl.constexpr, READ: tl.constexpr, BIASES: tl.constexpr,
+                                RESIDUAL: tl.constexpr, ACT: tl.constexpr,
+                                IEEE: tl.constexpr):  # fmt: skip
     """DZ and DW as `blend_backward_kernel` fills them, one block of units at RPP rows of a seed."""
     _, slot, within, column, valid, alpha, _ = _columns(
         IDS, ALPHA, STARTS, SIZES, SLOTS, S, D, 1, TC, ALIGN, DENSE)  # fmt: skip
@@ -136,7 +134,7 @@ def wide_weight_gradient_kernel(G, DZ, Z, X, W, DW, IDS, ALPHA, STARTS, SIZES, S
     dtype = G.dtype.element_ty
     k = tl.program_id(2) * HB
     unit, real, w_in, w_out, b_in = _weights(
-        W, slot, k, within, valid, C, H, P, HB, CHUNK, BIASES, dtype)  # fmt: skip
+        W_IN, B_IN, W_OUT, slot, k, within, valid, C, H, HB, CHUNK, BIASES, dtype)  # fmt: skip
     d_in = tl.zeros([TC, HB], tl.float32)
     d_out = tl.zeros([TC, HB], tl.float32)
     d_b_in = tl.zeros([BM, HB], tl.float32)  # summed once: a sum over rows costs a barrier

@@ -53,9 +53,8 @@ class FusedBlend:
             return h
         from esper_ray.kernels import blend
 
-        packed = torch.cat([weight.flatten(1) for weight in own], 1).float()
         [seeds] = self._seeds(rows)
-        return blend.blend(h, self._read(seeds, u, h.dtype), packed, seeds, in_place)
+        return blend.blend(h, self._read(seeds, u, h.dtype), own, seeds, in_place)
 
     def _weights(self) -> list[nn.Parameter]:
         """What `Form.packed` names, as it is now."""

@@ -32,6 +32,8 @@ class Case:
     device: str
     seed: int = 0
     kernel: str = "triton"
+    idle: tuple[int, ...] = ()
+    """Seeds of the list whose alpha is 0."""
 
     def run(self, in_place: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Output and gradients as the kernels find them, and as they should be."""
@@ -55,10 +57,15 @@ class Case:
         )
         weights = {n: w.to(self.dtype).float() for n, w in weights.items()}
         alpha = torch.rand(self.chunks.num_seeds, generator=generator) * 0.9 + 0.1
+        alpha[list(self.idle)] = 0.0
         g = draw(self.samples, width).to(self.dtype)
         right = self._right(y, u, weights, alpha, g.double())
         found = self._found(form, y, u, weights, alpha, g, in_place)
         return found, right
+
+    def gradient(self, g: Tensor) -> Tensor:
+        """The gradient of the output as it is handed over."""
+        return g
 
     def _right(
         self, y: Tensor, u: Tensor, weights: dict[str, Tensor], alpha: Tensor, g: Tensor
@@ -111,9 +118,8 @@ class Case:
         if self.kernel == "cpu":
             out = cpu_blend.blend(leaf * 1, z, listed, seeds, in_place)
         else:
-            packed = torch.cat([weight.flatten(1) for weight in listed], 1)
-            out = blend.blend(leaf * 1, z, packed, seeds, in_place)
-        out.backward(here(g))  # type: ignore[no-untyped-call]
+            out = blend.blend(leaf * 1, z, listed, seeds, in_place)
+        out.backward(self.gradient(here(g)))  # type: ignore[no-untyped-call]
         leaves = {"y": leaf, "u": read, **own}
         grads = {n: v.grad for n, v in leaves.items() if v.grad is not None}
         return {"out": out.detach(), **grads}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from esper_ray.seeds import ChunkManager
 from tests.kernels.cases import FUSED, LIMITS, Case, error
@@ -70,6 +71,47 @@ def test_more_hidden_units_than_a_program_holds(name: str, sizes: list[int], hid
         found, right = case.run(in_place=False)
         for key, value in right.items():
             assert error(found[key], value) < LIMITS[torch.float32], (key, ids)
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "autoencoder", "low_rank"])
+@pytest.mark.parametrize(
+    ("chunk", "dtype"),
+    [(1, torch.float16), (2, torch.float16), (4, torch.float16), (2, torch.float32)],
+)
+def test_chunks_that_are_words_are_blended(name: str, chunk: int, dtype: torch.dtype) -> None:
+    chunks = ChunkManager(70 * chunk, 70)
+    for ids in (torch.arange(70), torch.arange(1, 70, 3)):
+        for in_place in (False, True):
+            case = Case(name, 9, chunks, 3, 4, ids, dtype, DEVICE)
+            found, right = case.run(in_place)
+            kinked = dtype == torch.float16 and name != "low_rank"
+            for key, value in right.items():
+                if not (kinked and key != "out"):
+                    assert error(found[key], value) < LIMITS[dtype], (key, in_place)
+
+
+class FromMidWord(Case):
+    """A case whose gradient is contiguous, but begins in the midst of a word."""
+
+    def gradient(self, g: Tensor) -> Tensor:
+        return torch.cat([g.new_zeros(1), g.flatten()])[1:].view(g.shape)
+
+
+@pytest.mark.parametrize("share", [1, 3])
+@pytest.mark.parametrize("kind", [Case, FromMidWord])
+def test_a_listed_seed_of_alpha_0_passes_its_word_on(kind: type[Case], share: int) -> None:
+    chunks = ChunkManager(70 * 4, 70)
+    ids, idle = torch.arange(0, 70, share), (0, 33, 69)
+    for in_place in (False, True):
+        case = kind("low_rank", 9, chunks, 3, 4, ids, torch.float16, DEVICE, idle=idle)
+        found, right = case.run(in_place)
+        for key, value in right.items():
+            assert error(found[key], value) < LIMITS[torch.float16], (key, in_place)
+        for seed in idle:
+            first, end = chunks.bounds(seed)
+            for key in ("out", "y"):
+                ours, theirs = (v[key][:, first:end].double() for v in (found, right))
+                assert torch.equal(ours, theirs), (key, seed)
 
 
 @pytest.mark.parametrize("sizes", [[2, 1, 2, 1], [3, 1, 2, 3]])

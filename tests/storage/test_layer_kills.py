@@ -61,7 +61,7 @@ def check(root: Path, acknowledged: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "kills", [4, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(1_800)])]
+    "kills", [4, pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(1_800)])]
 )
 def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path: Path, kills: int) -> None:
     draw, told = random.Random(kills), list[str]()
