@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -265,7 +266,7 @@ def stored(root: Path, suffix: str) -> list[Path]:
     return sorted((root / "segments").rglob(f"*.{suffix}"))
 
 
-def test_seed_state_is_read_by_pyarrow_and_pandas_alone(tmp_path: Path) -> None:
+def test_seed_state_is_read_by_pyarrow_pandas_and_duckdb_alone(tmp_path: Path) -> None:
     rows = rows_of(EVERYONE)
     with writer(str(tmp_path)) as manager:
         manager.save_layer(rows, step=1)
@@ -275,9 +276,10 @@ def test_seed_state_is_read_by_pyarrow_and_pandas_alone(tmp_path: Path) -> None:
     [state] = [table for table in tables if "lifecycle" in table.column_names]
     assert state.column("seed_id").to_pylist() == list(EVERYONE)
     assert state.column("lifecycle").to_pylist() == rows.tables["state"]["lifecycle"].tolist()
-    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
-    frame = pandas.DataFrame(state.to_pandas())
+    frame = state.to_pandas()
     assert frame.set_index("seed_id").lifecycle[7] == rows.tables["state"]["lifecycle"][7]
+    found = duckdb.connect().execute("select lifecycle from state where seed_id = 7").fetchall()
+    assert found == [(rows.tables["state"]["lifecycle"][7],)]
 
 
 def test_weights_are_read_by_safetensors_alone_a_block_in_one_range(
