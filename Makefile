@@ -4,31 +4,38 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := requirements/constraints.txt
+NODE_SERVERS := requirements/servers.txt
 SOURCES := esper_ray tests docs
 
 # A stamp is touched last, so an interrupted step is done again and a finished one costs nothing.
 VENV_STAMP := $(VENV)/.created
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
+NODE_STAMP := $(VENV)/.installed-node
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_INPUT = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test soak check bench docs clean
+.PHONY: help setup servers run test soak check bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
 
-setup: $(DEV_STAMP) ## make .venv with everything that development needs
+setup: $(DEV_STAMP) servers ## make .venv with everything that development needs
+
+servers: $(NODE_STAMP) ## install the object stores of the tests that come by npm
 
 run: $(RUN_STAMP) ## grow the example model through Ray actors
 	@$(BIN)/esper-ray train examples/stdlib_lm.yaml --resume never
 
-test: $(DEV_STAMP) ## run the short tests with branch coverage
+# Every object store must be there: a test whose server is absent fails instead of being skipped.
+test soak: export ESPER_REQUIRE_SERVERS = 1
+
+test: $(DEV_STAMP) $(NODE_STAMP) ## run the short tests with branch coverage
 	@$(BIN)/python -m pytest -m "not soak and not gpu" --cov --cov-report=term-missing:skip-covered
 
-soak: $(DEV_STAMP) ## run the long tests
+soak: $(DEV_STAMP) $(NODE_STAMP) ## run the long tests
 	@$(BIN)/python -m pytest -m "soak and not gpu" --timeout=1800
 
 check: $(DEV_STAMP) ## format, lint, types, import walls
@@ -71,3 +78,10 @@ $(DEV_STAMP): pyproject.toml $(CONSTRAINTS) | $(VENV_STAMP)
 	@$(BIN)/python -m pip install -qq "$$(grep '^torch==' $(CONSTRAINTS))"
 	@$(BIN)/python -m pip install -qq -c $(CONSTRAINTS) -e '.[dev,demo]'
 	@touch $(RUN_STAMP) $@
+
+$(NODE_STAMP): $(NODE_SERVERS) | $(VENV_STAMP)
+	@command -v npm >/dev/null || { \
+		echo "error: npm not found: install Node.js 20 or newer (Debian: apt-get install nodejs npm)" >&2; exit 1; }
+	@echo "installing the object stores of the tests into $(VENV)/node"
+	@npm install --silent --no-audit --no-fund --no-save --prefix $(VENV)/node $$(cat $(NODE_SERVERS))
+	@touch $@

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from esper_ray.actors.run_point import RunPoint
 from esper_ray.config import RunConfig
 from esper_ray.data import DatasetCard
 from esper_ray.events.messages import EpochReport
-from esper_ray.grafting import StrategyOutcomes
 from esper_ray.lifecycle import MINIMUM_EPOCHS, ExtendedLifecycle, GateSettings
 from esper_ray.planning import RunPlan
 from esper_ray.runtime import LN2, RunResult
@@ -183,13 +183,14 @@ def checkpoint_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def checkpoint_text(body: Mapping[str, Any]) -> str:
     """One run commit in words."""
+    point = RunPoint.from_json(body)
     lines = [
-        f"run {body['run']}, step {body['step']}, epoch {body['epoch']}, written {body['time']}",
-        f"config sha256 {body['config_digest']}",
+        f"run {point.run}, step {point.step}, epoch {point.epoch}, written {point.time}",
+        f"config sha256 {point.config_digest}",
     ]
-    for layer, counts in body["coordinator"]["seeds"].items():
+    for layer, counts in point.progress.seeds.items():
         lines.append(f"{layer}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
-    outcomes = StrategyOutcomes.from_json(body["coordinator"]["outcomes"])
+    outcomes = point.progress.outcomes
     lines += outcomes.text().splitlines() if outcomes.by_name else []
     header = ["segment", "bytes", "rows", "sha256"]
     segments = [

@@ -43,6 +43,12 @@ class StorageUnavailable(EsperError):
     exit_code = 2
 
 
+class CapabilityError(EsperError):
+    """The store lacks what the commit protocol needs: a create that fails if the object exists."""
+
+    exit_code = 2
+
+
 class CheckpointNotFound(EsperError, ValueError):
     """Nothing is stored where a checkpoint was asked for."""
 
@@ -53,6 +59,30 @@ class CorruptError(EsperError):
     """Stored bytes are missing or are not those that were committed."""
 
     exit_code = 4
+
+
+class StoreTimeout(StorageUnavailable):
+    """What was stored did not reach the asked durability in time; it may still do so."""
+
+
+class BackpressureError(EsperError):
+    """The store takes checkpoints slower than they are made, and no more fit into memory."""
+
+
+class TooNewError(CorruptError):
+    """A newer version of this program wrote it; this one cannot read it."""
+
+
+class MigrationError(CorruptError):
+    """What an older version stored cannot be brought to the present form."""
+
+
+class UnsafeInputError(CorruptError):
+    """A file asks for more than plain values, so it is not read."""
+
+
+class SignatureError(CorruptError):
+    """A commit is not signed by the key that is configured."""
 
 
 class FencedError(EsperError):

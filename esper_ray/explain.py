@@ -16,16 +16,16 @@ from esper_ray.storage import LogRef, RunLog
 _MOVES = (EventKind.TRANSITION, EventKind.REPLANT)
 
 
-def explain(log: RunLog, layer: str, seed_id: int) -> dict[str, Any]:
-    """What happened to one seed in the current history of a run, and what holds it now.
+def explain(log: RunLog, layer: str, seed_id: int, upto: int | None = None) -> dict[str, Any]:
+    """What happened to one seed in the current history of a run, or up to a commit.
 
     `history` has its transitions and replants, oldest first; `waiting` is the newest refusal of
     the state that it is in; `continues` is the URL of the run that this one went on from, whose log
     tells what came before. ConfigError names what exists if there is no such layer or seed.
     """
-    rows = list(_rows(_seed_events(log, layer, seed_id)))
+    rows = list(_rows(_seed_events(log, layer, seed_id, upto)))
     history: list[dict[str, Any]] = []
-    source = log.source()
+    source = log.source(upto)
     state, waiting = _first_state(rows, elsewhere=source is not None), None
     for row in rows:
         if row["kind"] in _MOVES:
@@ -63,10 +63,10 @@ def _first_state(rows: Sequence[Mapping[str, Any]], *, elsewhere: bool) -> Exten
     return None if first is None else ExtendedLifecycle[_state(first)]
 
 
-def _seed_events(log: RunLog, layer: str, seed_id: int) -> Events:
+def _seed_events(log: RunLog, layer: str, seed_id: int, upto: int | None) -> Events:
     known: set[str] = set()
     seeds, own = 0, []
-    for events in _parts(log):
+    for events in _parts(log, upto):
         known.update(events.columns["layer"])
         of_layer = events.of(layer)
         epochs = of_layer.take(of_layer.columns["kind"] == EventKind.EPOCH)
@@ -83,8 +83,8 @@ def _seed_events(log: RunLog, layer: str, seed_id: int) -> Events:
     return found
 
 
-def _parts(log: RunLog) -> Iterator[Events]:
-    parts = log.log_parts()
+def _parts(log: RunLog, upto: int | None) -> Iterator[Events]:
+    parts = log.log_parts(upto)
     if not parts and not log.lineage():
         raise CheckpointNotFound(f"no checkpoint is stored at {log.root.url}", "check the URL")
     for _, ref in parts:

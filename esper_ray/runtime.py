@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,12 +14,14 @@ from esper_ray.actors.engines import Engine, LocalEngine, RayEngine, Start
 from esper_ray.actors.layer_actor import Restore
 from esper_ray.actors.placement import ClusterSettings
 from esper_ray.actors.remote import RemoteActor
+from esper_ray.actors.run_point import RunPoint
 from esper_ray.config import RunConfig
-from esper_ray.errors import ConfigError
+from esper_ray.config.storage import StorageConfig
+from esper_ray.errors import ConfigError, CorruptError
 from esper_ray.events.messages import EpochReport, Evaluation
 from esper_ray.lifecycle import move_of
 from esper_ray.planning import RunPlan, plan_run
-from esper_ray.storage import CheckpointManager, Root, RunLog, manifest, split_url
+from esper_ray.storage import Root, RunCheckpoints, RunLog, SigningKey, manifest, split_url
 
 LN2 = 0.6931471805599453
 
@@ -44,6 +48,30 @@ class Found:
     root: Root
     seq: int
     body: Mapping[str, Any]
+    point: RunPoint
+
+    @classmethod
+    def read(cls, root: Root, seq: int, body: Mapping[str, Any]) -> Found:
+        """The commit `seq`; CorruptError where what it says of the run is impossible."""
+        return cls(root, seq, body, RunPoint.from_json(body))
+
+
+def _signing_key(storage: StorageConfig) -> SigningKey | None:
+    """The key that the configuration names; ConfigError where it is not there."""
+    if not storage.signing_key_env and not storage.signing_key_file:
+        return None
+    if storage.signing_key_env:
+        where = storage.signing_key_env
+        secret = os.environb.get(where.encode(), b"")
+    else:
+        where = storage.signing_key_file
+        try:
+            secret = Path(where).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"the signing key {where} cannot be read: {error}") from error
+    if not secret.strip():
+        raise ConfigError(f"{where} holds no signing key", "set it, or leave the key out")
+    return SigningKey(secret.strip())
 
 
 def _ignore(_: object) -> None:
@@ -72,7 +100,8 @@ class Runtime:
             address or cluster.address, cluster.wait_for_resources_s, cluster.step_timeout_s
         )
         self._engine: Engine = LocalEngine() if local else RayEngine(settings)
-        self.root = Root.open(config.storage_url, config.storage.options)
+        self.root = Root.open(config.storage_url, **config.storage_access)
+        self._key = _signing_key(config.storage)
         if self.root.url.startswith("memory:") and not local:
             raise ConfigError(
                 f"storage.url {self.root.url!r} is the memory of one process",
@@ -107,29 +136,31 @@ class Runtime:
         """Train to the last epoch; `resume` is `auto`, `never` or a checkpoint's URL."""
         began = time.monotonic()
         found = self.open(resume)
-        done = 0 if found is None else int(found.body["epoch"])
+        done = 0 if found is None else found.point.epoch
         report: EpochReport | None = None
         for epoch in range(done, self.config.train.epochs):
             self.train_epoch(epoch)
             report = self._engine.end_epoch(epoch)
+            if report.upload_error:
+                self._warn(f"a checkpoint is not stored yet: {report.upload_error}")
             on_epoch(report)
         test = self._engine.evaluate("test")
-        root, body = self.root, found.body if found is not None else {}
         if report is not None and report.commit is not None:
-            body = RunLog(self.root).read_commit(report.commit)
-        elif found is not None:
-            root = found.root
-        progress = body["coordinator"]
+            body = RunLog(self.root, key=self._key).read_commit(report.commit)
+            found = Found.read(self.root, report.commit, body)
+        if found is None:
+            raise RuntimeError("a run of no epochs has no result")
+        point = found.point
         return RunResult(
             run=self.config.run,
             status="completed",
-            steps=int(body["step"]),
+            steps=point.step,
             wall_s=round(time.monotonic() - began, 3),
             eval=self.scores(test),
-            seeds=progress["seeds"],
-            states_visited=tuple(progress["states_visited"]),
-            transitions=int(progress["transitions"]),
-            checkpoint=f"{root.url}@step={body['step']}",
+            seeds=point.progress.seeds,
+            states_visited=tuple(point.progress.states_visited),
+            transitions=point.progress.transitions,
+            checkpoint=f"{found.root.url}@step={point.step}",
         )
 
     def open(self, resume: str = "never") -> Found | None:
@@ -169,56 +200,61 @@ class Runtime:
 
     def _find(self, resume: str) -> Found | None:
         if resume == "never":
-            older = len(RunLog(self.root).commit_numbers())
+            older = len(RunLog(self.root, key=self._key).commit_numbers())
             if older:
                 self._warn(
                     f"{older} checkpoints of earlier starts at {self.root.url} are set aside"
                 )
             return None
         if resume == "auto":
-            newest = CheckpointManager(RunLog(self.root)).newest_valid(self._warn)
+            newest = RunCheckpoints(RunLog(self.root, key=self._key)).newest_valid(self._warn)
             if newest is None:
                 self._warn(f"nothing is stored at {self.root.url}: starting fresh")
                 return None
-            return self._checked(Found(self.root, *newest))
+            return self._checked(Found.read(self.root, *newest))
         url, selector = split_url(resume)
-        root = Root.open(url, self.config.storage.options)
-        stored = CheckpointManager(RunLog(root))
+        root = Root.open(url, **self.config.storage_access)
+        stored = RunCheckpoints(RunLog(root, key=self._key))
         seq = stored.resolve(selector)
-        return self._checked(Found(root, seq, stored.load(seq)))
+        return self._checked(Found.read(root, seq, stored.load(seq)))
 
     def _checked(self, found: Found) -> Found:
         """Refuse a checkpoint of a run that differs in anything but its length and place."""
-        mine, stored = self.config.identity(), found.body["config"]
+        point, url = found.point, found.root.url
+        mine, stored = self.config.identity(), point.config
         differ = [k for k in sorted({*mine, *stored}) if mine.get(k) != stored.get(k)]
         if differ:
             raise ConfigError(
-                f"the checkpoint at {found.root.url} was made with another {', '.join(differ[:3])}",
+                f"the checkpoint at {url} was made with another {', '.join(differ[:3])}",
                 "restore these keys, or start anew with --resume never and another storage.url",
             )
-        if int(found.body["epoch"]) > self.config.train.epochs:
-            raise ConfigError(
-                f"the checkpoint is at epoch {found.body['epoch']}, past train.epochs",
-                f"set train.epochs to at least {found.body['epoch']}",
+        if point.step != point.epoch * self.config.seeds.epoch_steps:
+            raise CorruptError(
+                f"the checkpoint at {url} has step {point.step}, epoch {point.epoch}"
             )
-        self._warn(f"resuming {found.root.url} at step {found.body['step']}")
+        if point.epoch > self.config.train.epochs:
+            raise ConfigError(
+                f"the checkpoint is at epoch {point.epoch}, past train.epochs",
+                f"set train.epochs to at least {point.epoch}",
+            )
+        self._warn(f"resuming {url} at step {point.step}")
         return found
 
     def _start(self, found: Found | None) -> Start:
         here = found is not None and found.root.url == self.root.url
-        record = RunLog(self.root).open_epoch(
+        record = RunLog(self.root, key=self._key).open_epoch(
             resumed_from=found.seq if found is not None and here else None,
             source=found.root.url if found is not None and not here else None,
         )
         restore = progress = None
         if found is not None:
             segments = {ref.name: ref for ref in manifest.segments(dict(found.body))}
-            restore = Restore(found.root, segments, int(found.body["step"]))
-            progress = found.body["coordinator"]
+            restore = Restore(found.root, segments, found.point.step)
+            progress = found.point.coordinator
         return Start(
             stages=self.plan.stages,
             stage_of=self.plan.stage_of,
-            coordinator=self.plan.coordinator,
+            coordinator=replace(self.plan.coordinator, signing_key=self._key),
             root=self.root,
             restore=restore,
             progress=progress,

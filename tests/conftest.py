@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+pytest_plugins = ["tests.servers.fixtures"]
+
 NAMESPACE = "esper-tests"
 Pids = dict[int, float]  # process id -> creation time, so that a reused id is never signalled
 

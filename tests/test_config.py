@@ -77,6 +77,11 @@ EVERY_KEY: dict[str, Any] = {
     "storage.url": "s3://bucket/run",
     "storage.options": {"anon": True},
     "storage.every_epochs": 2,
+    "storage.timeout_s": 5.0,
+    "storage.on_upload_error": "warn",
+    "storage.single_writer": "unsafe",
+    "storage.signing_key_env": "RUN_KEY",
+    "storage.signing_key_file": "",
     "cluster.address": "auto",
     "cluster.transport": "object_store",
     "cluster.threads": 2,
@@ -149,6 +154,13 @@ def test_name_of_the_run_fits_into_urls_and_metrics(name: str) -> None:
 def test_config_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         parse_config({"run": "a"}).seed = 1  # type: ignore[misc]
+
+
+def test_storage_is_opened_as_the_run_says() -> None:
+    said = {"options": {"anon": True}, "timeout_s": 5.0, "single_writer": "unsafe"}
+    access = parse_config({"run": "a", "storage": said}).storage_access
+    assert access == {"storage_options": {"anon": True}, "timeout_s": 5.0, "unsafe": True}
+    assert parse_config({"run": "a"}).storage_access["unsafe"] is False
 
 
 def test_storage_defaults_to_a_folder_of_the_run() -> None:

@@ -16,7 +16,7 @@ from esper_ray.actors.observation import Observation, moves_of
 from esper_ray.actors.pipeline import Pipeline
 from esper_ray.actors.progress import Progress, count_seeds
 from esper_ray.actors.protocol import Reception, Stamped
-from esper_ray.errors import RunFailed
+from esper_ray.errors import RunFailed, StorageUnavailable
 from esper_ray.events import log as event_log
 from esper_ray.events.messages import (
     EpochReport,
@@ -30,7 +30,7 @@ from esper_ray.grafting import GraftingSettings
 from esper_ray.growth.assembly import load_module
 from esper_ray.lifecycle import Decisions, ExtendedLifecycle, LifecycleManager, by_people
 from esper_ray.policy import PolicySettings
-from esper_ray.storage import EpochRecord, Root, RunLog, codec
+from esper_ray.storage import EpochRecord, Root, RunLog, SegmentRef, SigningKey, codec
 
 _S = ExtendedLifecycle
 
@@ -46,12 +46,25 @@ class CoordinatorSpec:
     epochs: int
     batch_size: int
     every_epochs: int
+    upload_errors_pass: bool
     timeout_s: float
     policy: PolicySettings
     manager: LifecycleManager
     grafting: GraftingSettings
     factory: str
     manifest: Mapping[str, object]
+    signing_key: SigningKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Unfinished:
+    """A commit whose segments are stored, and whose events or manifest may not be."""
+
+    seq: int
+    body: Mapping[str, object]
+    segments: Sequence[SegmentRef]
+    events: bytes
+    rows: int
 
 
 class LifecycleCoordinator:
@@ -66,6 +79,7 @@ class LifecycleCoordinator:
         self._journal, self._deliveries = Journal(0), Deliveries(0)
         self._losses: list[tuple[int, float]] = []
         self._seq = 0
+        self._unfinished: _Unfinished | None = None
 
     @property
     def _progress(self) -> Progress:
@@ -76,7 +90,7 @@ class LifecycleCoordinator:
     ) -> None:
         """Meet the layers; go on from a stored progress, as the writer of this run epoch."""
         self._pipeline, self._seq = pipeline, epoch.next_seq
-        self._log = RunLog(self._root, epoch)
+        self._log = RunLog(self._root, epoch, self._spec.signing_key)
         if progress is not None:
             self._decider.progress = Progress.from_json(progress)
         self._journal = Journal(self._progress.sequence)
@@ -105,7 +119,7 @@ class LifecycleCoordinator:
         decisions = self._decider.decide(now)
         applied = await self._apply(now, decisions)
         self._progress.seeds = count_seeds(now.telemetry, applied)
-        commit = await self._commit_if_due(now, decisions, applied)
+        commit, upload_error = await self._commit_if_due(now, decisions, applied)
         return EpochReport(
             epoch=epoch,
             step=step,
@@ -118,6 +132,7 @@ class LifecycleCoordinator:
             states_visited=tuple(self._progress.states_visited),
             commit=commit,
             answers=self._decider.commands.answered(),
+            upload_error=upload_error,
         )
 
     async def evaluate(self, split: str) -> Evaluation:
@@ -208,17 +223,31 @@ class LifecycleCoordinator:
         now: Observation,
         decisions: Mapping[str, Decisions],
         applied: Sequence[TransitionBatch],
-    ) -> int | None:
+    ) -> tuple[int | None, str]:
         """Commit every few epochs, at the end, whenever a seed has left a rollback copy, and
-        after what people asked for: a run that is done again does not ask again."""
+        after what people asked for: a run that is done again does not ask again.
+
+        The commit's number, or why it is not stored yet where that is let pass.
+        """
         periodic = (now.epoch + 1) % self._spec.every_epochs == 0
         grafted = any((batch.target == _S.GRAFTING).any() for batch in applied)
         asked = any(by_people(batch.cause).any() for batch in applied)
-        if not (periodic or grafted or asked or now.epoch + 1 == self._spec.epochs):
-            return None
+        last = now.epoch + 1 == self._spec.epochs
+        if not (periodic or grafted or asked or last):
+            return None, ""
         for decided in decisions.values():
             by_policy = decided.take(~by_people(decided.requests.cause))
             self._journal.refusals(by_policy, now.epoch, now.step)
+        try:
+            return await self._commit(now), ""
+        except StorageUnavailable as error:
+            if last or not self._spec.upload_errors_pass:
+                raise
+            return None, str(error)
+
+    async def _commit(self, now: Observation) -> int:
+        """Store what an interrupted commit still lacks, then all of this epoch, as a commit."""
+        self._finish_commit()
         segments = await self._pipeline.save()
         steps, losses = zip(*self._losses, strict=True)
         table = codec.encode_table({"step": np.array(steps), "loss": np.array(losses)})
@@ -232,7 +261,15 @@ class LifecycleCoordinator:
             "samples": now.step * self._spec.batch_size,
             "coordinator": self._progress.to_json(),
         }
-        told = self._log.put_log(self._seq, event_log.encode(events), len(events))
-        self._log.commit(self._seq, body, segments, told)
-        self._losses, self._seq = [], self._seq + 1
-        return self._seq - 1
+        seq = self._seq
+        self._unfinished = _Unfinished(seq, body, segments, event_log.encode(events), len(events))
+        self._losses, self._seq = [], seq + 1
+        self._finish_commit()
+        return seq
+
+    def _finish_commit(self) -> None:
+        """Store events and manifest of a commit; after a failure the same bytes again."""
+        if (made := self._unfinished) is not None:
+            told = self._log.put_log(made.seq, made.events, made.rows)
+            self._log.commit(made.seq, made.body, made.segments, told)
+            self._unfinished = None

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from esper_ray.errors import CorruptError
-from esper_ray.growth import snapshot
+from esper_ray.growth import snapshot, state_versions
+from esper_ray.growth.snapshot import Columns
 from esper_ray.growth.stage import Stage
+from esper_ray.growth.state_versions import StoredLayer
 from esper_ray.layers import LayerSeeds
 from esper_ray.storage import RunLog, SegmentRef, codec, manifest
+from esper_ray.storage.migrations import migrate
 
 Segments = Mapping[str, SegmentRef]
 
@@ -55,7 +57,10 @@ def save_layer(layer: LayerSeeds, log: RunLog) -> list[SegmentRef]:
 
 def restore_stage(stage: Stage, log: RunLog, segments: Segments, step: int) -> None:
     """Take over what `save_stage` stored; CorruptError where it does not fit this stage."""
-    host = codec.decode_tensors(log.read_segment(named(segments, host_name(stage))))
+    ref = named(segments, host_name(stage))
+    if ref.rows:
+        raise CorruptError(f"segment {ref.name!r} has {ref.rows} rows, a host has none")
+    host = codec.decode_tensors(log.read_segment(ref))
     snapshot.load_host(stage, host)
     for trainer in stage.trainers.values():
         restore_layer(trainer.layer, log, segments)
@@ -64,8 +69,7 @@ def restore_stage(stage: Stage, log: RunLog, segments: Segments, step: int) -> N
 
 def restore_layer(layer: LayerSeeds, log: RunLog, segments: Segments) -> None:
     """Take over what `save_layer` stored; CorruptError where it does not fit this layer."""
-    columns = read_state(log, segments, layer.layer_id)
-    grafting = _read_grafting(log, segments, layer.layer_id)
+    columns, grafting = read_tables(log, segments, layer.layer_id)
     snapshot.load_state_columns(layer.state, columns, grafting)
     parts = []
     for part in ("weights", "rollback"):
@@ -75,23 +79,41 @@ def restore_layer(layer: LayerSeeds, log: RunLog, segments: Segments) -> None:
     snapshot.load_rows(layer, *parts)
 
 
-def read_state(log: RunLog, segments: Segments, layer_id: str) -> dict[str, NDArray[Any]]:
-    """A stored layer's state table as columns, without building the layer."""
+def read_tables(log: RunLog, segments: Segments, layer_id: str) -> tuple[Columns, Columns]:
+    """A stored layer's tables of state and of grafting, without building the layer.
+
+    A state of an older version is brought to the present one, seeds in GRAFTING as just entered;
+    CorruptError where it is damaged.
+    """
     ref = named(segments, layer_name(layer_id, "state"))
-    return codec.decode_table(log.read_segment(ref), snapshot.STATE_SCHEMA, ref.rows)
+    columns, version = decode_state(log.read_segment(ref), ref.rows)
+    if version == state_versions.NEWEST:
+        ref = named(segments, layer_name(layer_id, "grafting"))
+        data = log.read_segment(ref)
+        return columns, codec.decode_table(data, snapshot.GRAFTING_SCHEMA, ref.rows)
+    return columns, snapshot.entered_grafting(columns)
 
 
-def read_checked_state(log: RunLog, segments: Segments, layer_id: str) -> dict[str, NDArray[Any]]:
-    """The same, with CorruptError for a state that a resume would refuse."""
-    columns = read_state(log, segments, layer_id)
-    grafting = _read_grafting(log, segments, layer_id)
+def read_state(log: RunLog, segments: Segments, layer_id: str) -> Columns:
+    """The state table alone."""
+    return read_tables(log, segments, layer_id)[0]
+
+
+def decode_state(data: bytes, rows: int) -> tuple[Columns, int]:
+    """The present columns of a state table of any version, and that version."""
+    names = codec.column_names(data)
+    found = (v for v, schema in state_versions.SCHEMAS.items() if list(schema) == names)
+    version = next(found, state_versions.NEWEST)
+    table = codec.decode_table(data, state_versions.SCHEMAS[version], rows)
+    stored = migrate(StoredLayer(table), version, state_versions.NEWEST, state_versions.STEPS)
+    return stored.table, version
+
+
+def read_checked_state(log: RunLog, segments: Segments, layer_id: str) -> Columns:
+    """A stored layer's state table, with CorruptError for one that a resume would refuse."""
+    columns, grafting = read_tables(log, segments, layer_id)
     snapshot.check_state_columns(columns, grafting, len(columns["seed_id"]))
     return columns
-
-
-def _read_grafting(log: RunLog, segments: Segments, layer_id: str) -> dict[str, NDArray[Any]]:
-    ref = named(segments, layer_name(layer_id, "grafting"))
-    return codec.decode_table(log.read_segment(ref), snapshot.GRAFTING_SCHEMA, ref.rows)
 
 
 LOSS_SCHEMA: Final = {"step": (np.dtype(np.int64), 0), "loss": (np.dtype(np.float64), 0)}

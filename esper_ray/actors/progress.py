@@ -75,11 +75,33 @@ class Progress:
         """The inverse of `to_json`; CorruptError for anything else."""
         stored = dict(body)
         try:
+            _check(stored)
             floats = {name: [float(v) for v in _texts(stored.pop(name))] for name in _FLOATS}
             outcomes = StrategyOutcomes.from_json(str(stored.pop("outcomes")))
             return cls(**stored, **floats, outcomes=outcomes)  # type: ignore[arg-type]
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptError(f"the coordinator's progress cannot be read: {error}") from error
+
+
+def _check(stored: Mapping[str, object]) -> None:
+    for name in ("number", "sequence", "transitions"):
+        if not _is_count(stored[name]):
+            raise ValueError(f"{name} is {stored[name]!r}")
+    if not {*_texts(stored["states_visited"])} <= {*_S.__members__}:
+        raise ValueError(f"states_visited is {stored['states_visited']!r}")
+    seeds = stored["seeds"]
+    if not isinstance(seeds, dict) or not all(_is_census(states) for states in seeds.values()):
+        raise ValueError(f"seeds are {seeds!r}")
+
+
+def _is_census(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        name in _S.__members__ and _is_count(count) for name, count in value.items()
+    )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _texts(value: object) -> list[str]:

@@ -22,7 +22,7 @@ def table(document: Mapping[str, Any]) -> str:
     rows = [
         [
             row["name"],
-            f"{row['value']:,.3f}",
+            row.get("error") or f"{row['value']:,.3f}",
             row["unit"],
             "-" if row["target"] is None else f"<= {row['target']:g}",
             "-" if row["target"] is None else "yes" if row["met"] else "MISSED",

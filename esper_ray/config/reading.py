@@ -66,8 +66,8 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     values = parse_yaml(data)
     if not isinstance(values, dict):
         raise ConfigError(f"{file} holds no keys", "start from examples/stdlib_lm.yaml")
-    for override in overrides:
-        _override(values, override)
+    for text in overrides:
+        override(values, text)
     return parse_config(values)
 
 
@@ -80,16 +80,17 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
         raise explained(error, RunConfig, "docs/configuration.md") from error
 
 
-def _override(values: dict[str, Any], override: str) -> None:
-    name, sign, text = override.partition("=")
+def override(values: dict[str, Any], text: str) -> None:
+    """Set one key of a run file by `section.key=value`; ConfigError for another form."""
+    name, sign, value = text.partition("=")
     if not sign or not name:
-        raise ConfigError(f"--set {cut(repr(override))} is not of the form section.key=value")
+        raise ConfigError(f"--set {cut(repr(text))} is not of the form section.key=value")
     *sections, key = name.split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise ConfigError(f"--set {cut(name)}: {cut(repr(section))} holds no keys")
-    values[key] = parse_yaml(text)
+    values[key] = parse_yaml(value)
 
 
 def _check_plain(value: object, name: str = "", levels: int = 32) -> None:

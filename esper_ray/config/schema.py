@@ -7,25 +7,21 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from esper_ray.config.section import (
+    MOST_INT16,
+    Fraction,
+    NotNegative,
+    Positive,
+    Rate,
+    Section,
+    Size,
+)
+from esper_ray.config.storage import StorageConfig
 from esper_ray.lifecycle import MINIMUM_EPOCHS, ExtendedLifecycle, GateSettings
 
 MAX_SHOWN = 200
-Size = Annotated[int, Field(ge=1, le=1_000_000)]  # what no machine holds, no allocator is asked for
-Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
-NotNegative = Annotated[int, Field(ge=0, le=1_000_000_000)]
-Rate = Annotated[float, Field(gt=0, lt=1e3)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-MOST_INT16 = 2**15 - 1  # columns of the seed state count in int16
-
-
-class Section(BaseModel):
-    """A part of the run file; unknown keys are refused."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
-    )
 
 
 class DataConfig(Section):
@@ -205,17 +201,6 @@ class LifecycleConfig(Section):
         return {s: self.minimum_epochs.get(s.name, n) for s, n in MINIMUM_EPOCHS.items()}
 
 
-class StorageConfig(Section):
-    """Where the run is saved."""
-
-    url: str = ""
-    """The run's own prefix, any fsspec URL; by default `runs/RUN/checkpoints`."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of the file system, such as `endpoint_url`; never stored with the run."""
-    every_epochs: Positive = 10
-    """Epochs between commits; one is also made at the end and whenever a seed enters GRAFTING."""
-
-
 class ClusterConfig(Section):
     """Where the actors run."""
 
@@ -272,6 +257,17 @@ class RunConfig(Section):
     def storage_url(self) -> str:
         """`storage.url`, by default a folder of the run's name below ./runs."""
         return self.storage.url or f"runs/{self.run}/checkpoints"
+
+    @property
+    def storage_access(self) -> dict[str, Any]:
+        """How a Root is opened at any URL that this run reads or writes, as keywords."""
+        chosen = self.storage
+        unsafe = chosen.single_writer == "unsafe"
+        return {
+            "storage_options": chosen.options,
+            "timeout_s": chosen.timeout_s,
+            "unsafe": unsafe,
+        }
 
 
 def _known(value: dict[str, Any], names: list[str]) -> dict[str, Any]:

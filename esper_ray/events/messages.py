@@ -197,3 +197,5 @@ class EpochReport:
     states_visited: tuple[str, ...]
     commit: int | None
     answers: tuple[Answer, ...] = ()
+    upload_error: str = ""
+    """Why a commit that was due is not stored yet."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from esper_ray.errors import CorruptError
 from esper_ray.grafting import COLUMNS as GRAFTING_COLUMNS
+from esper_ray.grafting import GraftingMemory
 from esper_ray.growth.stage import Stage
 from esper_ray.layers import LayerSeeds
 from esper_ray.lifecycle import ExtendedLifecycle
@@ -42,6 +43,9 @@ _BUFFERS: Final[Mapping[str, tuple[str, str, int]]] = {
 }
 """Stored column -> (buffer, dtype, width); a buffer has its rows last, a column first."""
 
+STATE_BUFFERS: Final = ("columns", *(buffer for buffer, _, _ in _BUFFERS.values()))
+"""The buffers of a state that its table is made of; the last dimension of each is the seeds."""
+
 STATE_SCHEMA: Final[Schema] = {
     "seed_id": (np.dtype(np.int32), 0),
     **{name: (np.dtype(np.int32), 0) for name in COLUMN_NAMES},
@@ -59,18 +63,35 @@ GRAFTING_SCHEMA: Final[Schema] = {
 def state_columns(state: ExtendedStateTensor) -> Columns:
     """The state of every seed, in the order of STATE_SCHEMA."""
     numbers = state.fetch("columns")
-    columns: Columns = {"seed_id": np.arange(state.num_seeds, dtype=np.int32)}
+    return buffer_columns({"columns": numbers, **{n: state.host(n) for n in STATE_BUFFERS[1:]}})
+
+
+def buffer_columns(buffers: Mapping[str, NDArray[Any]]) -> Columns:
+    """The same from the buffers STATE_BUFFERS of a state, copied."""
+    numbers = buffers["columns"]
+    columns: Columns = {"seed_id": np.arange(numbers.shape[1], dtype=np.int32)}
     columns.update((name, numbers[i].copy()) for i, name in enumerate(COLUMN_NAMES))
     for name, (buffer, _, width) in _BUFFERS.items():
-        value = np.moveaxis(state.host(buffer), -1, 0)
-        columns[name] = (value.reshape(state.num_seeds, width) if width else value).copy()
+        value = np.moveaxis(buffers[buffer], -1, 0)
+        columns[name] = (value.reshape(len(value), width) if width else value).copy()
     return columns
 
 
 def grafting_columns(state: ExtendedStateTensor) -> Columns:
     """What strategies remember, a row per seed in GRAFTING, in the order of GRAFTING_SCHEMA."""
-    arrays = state.grafting.arrays()
+    return _stored_grafting(state.grafting)
+
+
+def _stored_grafting(memory: GraftingMemory) -> Columns:
+    arrays = memory.arrays()
     return {name: arrays[name].astype(dtype) for name, (dtype, _) in GRAFTING_SCHEMA.items()}
+
+
+def entered_grafting(columns: Columns) -> Columns:
+    """The table of grafting of seeds that have all just entered GRAFTING."""
+    memory = GraftingMemory()
+    memory.enter(np.flatnonzero(columns["lifecycle_state"] == ExtendedLifecycle.GRAFTING))
+    return _stored_grafting(memory)
 
 
 def load_state_columns(state: ExtendedStateTensor, columns: Columns, grafting: Columns) -> None:

@@ -2,7 +2,7 @@
 
 from esper_ray.picture.files import Renderer, renderer, write
 from esper_ray.picture.rows import Chunk, Health, Layer, Picture, chunk_rows, lines, same_runs
-from esper_ray.picture.sources import is_run_file, of_checkpoint, of_plan
+from esper_ray.picture.sources import of_checkpoint, of_plan
 
 __all__ = [
     "Chunk",
@@ -11,7 +11,6 @@ __all__ = [
     "Picture",
     "Renderer",
     "chunk_rows",
-    "is_run_file",
     "lines",
     "of_checkpoint",
     "of_plan",

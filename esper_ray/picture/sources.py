@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +17,9 @@ from esper_ray.picture.rows import Layer, Picture, chunk_rows
 from esper_ray.planning import plan_run
 from esper_ray.seeds import ExtendedStateTensor
 from esper_ray.seeds.chunks import chunk_bounds
-from esper_ray.storage import CheckpointManager, RunLog, SegmentRef, manifest
+from esper_ray.storage import RunCheckpoints, RunLog, SegmentRef, manifest
 
-_RUN_FILES: Final = (".yaml", ".yml")
 _PREFIX, _SUFFIX = "layer/", "/state"
-
-
-def is_run_file(source: str) -> bool:
-    """Whether `source` names a run file, and no stored run: by its ending, or as a file here."""
-    return "://" not in source and (source.endswith(_RUN_FILES) or os.path.isfile(source))
 
 
 def of_plan(config: RunConfig) -> Picture:
@@ -47,7 +40,7 @@ def of_checkpoint(log: RunLog, selector: str) -> Picture:
 
     ConfigError for a commit of a version that did not store the widths of layers.
     """
-    commits = CheckpointManager(log)
+    commits = RunCheckpoints(log)
     body = commits.load(commits.resolve(selector))
     segments = {ref.name: ref for ref in manifest.segments(body)}
     where = f"{log.root.url}@step={body.get('step')}"

@@ -45,6 +45,6 @@ def restore(
 
 def _settings(saved: Saved) -> SeedConfig:
     try:
-        return SeedConfig.from_plain(dict(saved.body["config"]), [s.layer_id for s in saved.sites])
+        return SeedConfig.from_plain(dict(saved.point.config), [s.layer_id for s in saved.sites])
     except (KeyError, TypeError) as error:
         raise CorruptError(f"the settings of commit {saved.seq} cannot be read") from error

@@ -11,7 +11,8 @@ from torch import nn
 from esper_ray.blueprints import blueprint
 from esper_ray.config import LifecycleConfig
 from esper_ray.config.reading import explained
-from esper_ray.config.schema import AUTO, NotNegative, SeedsConfig, Size
+from esper_ray.config.schema import AUTO, SeedsConfig
+from esper_ray.config.section import NotNegative, Size
 from esper_ray.errors import ConfigError
 from esper_ray.growth.objectives import objective
 from esper_ray.layers import Output

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper_ray.actors import persistence
-from esper_ray.actors.progress import Progress
+from esper_ray.actors.run_point import RunPoint
 from esper_ray.errors import ConfigError, CorruptError
 from esper_ray.growth import snapshot
 from esper_ray.lifecycle import Cause, ExtendedLifecycle
@@ -23,8 +23,8 @@ from esper_ray.session.growing import Growing
 from esper_ray.session.sites import Site, read
 from esper_ray.session.tables import SeedEvent
 from esper_ray.storage import (
-    CheckpointManager,
     Root,
+    RunCheckpoints,
     RunLog,
     SegmentRef,
     codec,
@@ -50,6 +50,7 @@ class Saved:
     log: RunLog
     seq: int
     body: Mapping[str, Any]
+    point: RunPoint
     sites: tuple[Site, ...]
     segments: Mapping[str, SegmentRef]
 
@@ -58,7 +59,7 @@ def find(url: str, options: Options) -> Saved:
     """What URL, URL@latest or URL@step=N names; CheckpointNotFound, or CorruptError if damaged."""
     base, selector = split_url(url)
     log = RunLog(Root.open(base, options))
-    stored = CheckpointManager(log)
+    stored = RunCheckpoints(log)
     seq = stored.resolve(selector)
     body = stored.load(seq)
     if body.get("run") != KIND:
@@ -70,7 +71,8 @@ def find(url: str, options: Options) -> Saved:
         sites = tuple(Site(**site) for site in body["layers"])
     except (KeyError, TypeError) as error:
         raise CorruptError(f"the layers of commit {seq} cannot be read: {error}") from error
-    return Saved(log, seq, body, sites, {r.name: r for r in manifest.segments(dict(body))})
+    point = RunPoint.from_json(body)
+    return Saved(log, seq, body, point, sites, {r.name: r for r in manifest.segments(dict(body))})
 
 
 class Store:
@@ -126,10 +128,11 @@ class Store:
         host = host_tensors(saved)
         present = snapshot.module_tensors(growing.model, growing.layers.values())
         check_host(present, host)
-        progress = Progress.from_json(saved.body["coordinator"])
-        if optimizer is not None and saved.body["optimizer"] is not None:
-            plain_optimizer.load_plain(optimizer, saved.body["optimizer"], host)
-        elif optimizer is not None or saved.body["optimizer"] is not None:
+        progress = saved.point.progress
+        plain = saved.body.get("optimizer")
+        if optimizer is not None and plain is not None:
+            plain_optimizer.load_plain(optimizer, plain, host)
+        elif optimizer is not None or plain is not None:
             _log.warning("the optimizer's state is not restored: it was not given or not saved")
         for name, value in present.items():
             value.copy_(host[name])
@@ -160,11 +163,11 @@ def _body(growing: Growing, optimizer: Any) -> dict[str, Any]:
 def _resume(growing: Growing, saved: Saved) -> None:
     body, log = saved.body, saved.log
     try:
-        growing.steps, growing.epochs = int(body["step"]), int(body["epoch"])
         loss, accuracy = map(float, body["observed"])
         asked = [(str(a), str(layer), int(seed)) for a, layer, seed in body["waiting"]]
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptError(f"commit {saved.seq} cannot be read: {error!r}") from error
+    growing.steps, growing.epochs = saved.point.step, saved.point.epoch
     growing.observed = (loss, accuracy)
     growing.decider.commands.take({})  # forget what was asked since
     growing.decider.commands.answered()
@@ -189,7 +192,7 @@ def _check_settings(growing: Growing, saved: Saved) -> None:
                 f"{name} is {ours[name]!r}, not {stored[name]!r}",
                 "restore into the model that was saved, with the same settings",
             )
-    config, kept = growing.config.to_plain(), saved.body["config"]
+    config, kept = growing.config.to_plain(), saved.point.config
     if len(growing.sites) != len(saved.sites) or config != kept:
         differ = [k for k in sorted({*config, *kept}) if config.get(k) != kept.get(k)]
         raise ConfigError(

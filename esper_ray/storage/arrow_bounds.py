@@ -43,14 +43,15 @@ def _check_batch(metadata: Bytes, body: Bytes, columns: list[ColumnBounds], rows
     batch = _child(metadata, message, 2)
     if _scalar(metadata, batch, 0, "<q") != rows:
         _refuse(f"a batch that has not {rows} rows")
-    if _scalar(metadata, _child(metadata, batch, 3), 0, "<b") != _ZSTD:
-        _refuse("a batch not compressed with zstd")
+    compressed = _field(metadata, batch, 3) is not None
+    if compressed and _scalar(metadata, _child(metadata, batch, 3), 0, "<b") != _ZSTD:
+        _refuse("a batch compressed otherwise than with zstd")
     nodes, sizes = _expected(columns, rows)
     if _pairs(metadata, _child(metadata, batch, 1), len(nodes)) != nodes:
         _refuse("columns of other lengths, or nulls")
     buffers = _pairs(metadata, _child(metadata, batch, 2), len(sizes))
     for (offset, length), size in zip(buffers, sizes, strict=True):
-        _check_buffer(body, offset, length, size)
+        _check_buffer(body, offset, length, size, compressed)
 
 
 def _expected(columns: list[ColumnBounds], rows: int) -> tuple[list[tuple[int, int]], list[int]]:
@@ -66,15 +67,15 @@ def _expected(columns: list[ColumnBounds], rows: int) -> tuple[list[tuple[int, i
     return nodes, sizes
 
 
-def _check_buffer(body: Bytes, offset: int, length: int, size: int) -> None:
+def _check_buffer(body: Bytes, offset: int, length: int, size: int, compressed: bool) -> None:
     if size == 0:
         if length != 0:
             _refuse("a buffer where none belongs")
         return
-    if offset < 0 or length < 8 or offset + length > len(body):
+    if offset < 0 or length < 8 * compressed or offset + length > len(body):
         _refuse("a buffer outside its message")
-    (declared,) = struct.unpack_from("<q", body, offset)
-    if declared == -1:
+    declared = struct.unpack_from("<q", body, offset)[0] if compressed else length
+    if compressed and declared == -1:
         declared = length - 8
     if not size <= declared < size + _PADDING:
         _refuse(f"a buffer of {declared} bytes where {size} belong")

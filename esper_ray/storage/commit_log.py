@@ -12,14 +12,17 @@ from esper_ray.errors import (
     FencedError,
     StorageUnavailable,
 )
-from esper_ray.storage import manifest, objects
+from esper_ray.storage import capability, gc_log, manifest, objects
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.manifest import LogRef, SegmentRef
 from esper_ray.storage.objects import commit_path, epoch_path
+from esper_ray.storage.signing import SigningKey, checked, sign
 
 _EPOCH_ATTEMPTS = 64
+_NO_SEQ = 10**20  # above every number that a commit's name can hold
 _RESERVED = frozenset(
     {"format", "min_reader", "kind", "seq", "time", "run_epoch", "writer", "segments", "log"}
+    | {"signature"}
 )
 
 
@@ -71,20 +74,35 @@ def lineage(epochs: Sequence[EpochRecord], seqs: Iterable[int]) -> list[int]:
     ]
 
 
+def leading_to(upto: int | None, epochs: Sequence[EpochRecord]) -> Sequence[EpochRecord]:
+    """The starts, with one more that resumes commit `upto`: its history is what led there."""
+    if upto is None:
+        return epochs
+    number = max((epoch.run_epoch for epoch in epochs), default=0) + 1
+    return [*epochs, EpochRecord(number, upto, _NO_SEQ)]
+
+
 class RunLog:
     """Writes and reads the log of one run.
 
     `open_epoch` makes this process its writer; a process that is handed the record of an epoch
-    opened on its behalf passes it as `epoch`.
+    opened on its behalf passes it as `epoch`. With a key, commits and epoch records are signed, and
+    others are a SignatureError.
     """
 
-    def __init__(self, root: Root, epoch: EpochRecord | None = None) -> None:
+    def __init__(
+        self, root: Root, epoch: EpochRecord | None = None, key: SigningKey | None = None
+    ) -> None:
         self.root = root
-        self._epoch = epoch
+        self._epoch, self._key = epoch, key
         self._attempt: tuple[tuple[int, bytes], bytes] | None = None
 
     def open_epoch(self, resumed_from: int | None, source: str | None = None) -> EpochRecord:
-        """Record one start of the run, fresh or resumed from a commit; commits may follow."""
+        """Record one start of the run, fresh or resumed from a commit; commits may follow.
+
+        CapabilityError, and nothing stored, where the store has no conditional create.
+        """
+        capability.check_conditional_create(self.root)
         objects.ensure_format(self.root)
         for _ in range(_EPOCH_ATTEMPTS):
             seqs = self.commit_numbers()
@@ -99,10 +117,13 @@ class RunLog:
                 "source": source,
             }
             try:
-                objects.create_or_confirm(self.root, epoch_path(run_epoch), manifest.encode(body))
+                data = manifest.encode(sign(body, self._key))
+                objects.create_or_confirm(self.root, epoch_path(run_epoch), data)
             except FencedError:
                 continue  # another start took this number
             self._epoch, self._attempt = record, None
+            if resumed_from is not None:
+                self._check_kept(resumed_from)
             return record
         raise StorageUnavailable(
             f"{self.root.url} is being started by too many writers", "give each run its own URL"
@@ -143,16 +164,23 @@ class RunLog:
         asked = (seq, manifest.encode(content))
         if self._attempt is None or self._attempt[0] != asked:
             header = objects.header("run", epoch.run_epoch)
-            self._attempt = (asked, manifest.encode({**content, **header}))
+            signed = sign({**content, **header}, self._key)
+            self._attempt = (asked, manifest.encode(signed))
         objects.create_or_confirm(self.root, commit_path(seq), self._attempt[1])
 
-    def lineage(self) -> list[int]:
-        """Commit numbers of the current history, newest first; CorruptError if it is unknown."""
-        return lineage(self.epochs(), self.commit_numbers())
+    def lineage(self, upto: int | None = None) -> list[int]:
+        """Commit numbers of the current history, or up to one commit, newest first.
 
-    def source(self) -> str | None:
-        """URL of the other place that the current history continues, None if it begins here."""
-        chain = list(_chain(self.epochs()))
+        CorruptError if it is unknown; CheckpointNotFound if `upto` is not stored.
+        """
+        seqs = self.commit_numbers()
+        if upto is not None and upto not in seqs:
+            raise CheckpointNotFound(f"{self.root.url} has no commit {upto}")
+        return lineage(leading_to(upto, self.epochs()), seqs)
+
+    def source(self, upto: int | None = None) -> str | None:
+        """URL of the other place that this history continues, None if it begins here."""
+        chain = list(_chain(leading_to(upto, self.epochs())))
         return chain[-1][0].source if chain else None
 
     def epochs(self) -> list[EpochRecord]:
@@ -173,7 +201,7 @@ class RunLog:
     def read_epoch(self, number: int) -> EpochRecord:
         """One epoch record; CorruptError if it is damaged, FileNotFoundError if absent."""
         path = epoch_path(number)
-        record = EpochRecord.from_json(objects.read_manifest(self.root, path))
+        record = EpochRecord.from_json(self._read(path))
         if record.run_epoch != number:
             raise CorruptError(f"{self.root.url}/{path} is the record of another epoch")
         return record
@@ -182,7 +210,7 @@ class RunLog:
         """The manifest of one commit; CheckpointNotFound if absent, CorruptError if damaged."""
         path = commit_path(seq)
         try:
-            body = objects.read_manifest(self.root, path)
+            body = self._read(path)
         except FileNotFoundError as error:
             raise CheckpointNotFound(f"{self.root.url} has no commit {seq}") from error
         if body.get("kind") != "run" or body.get("seq") != seq:
@@ -202,17 +230,28 @@ class RunLog:
         return objects.read_object(self.root, ref)
 
     def log_parts(self, upto: int | None = None) -> list[tuple[int, LogRef]]:
-        """Commits and log parts of the current history, oldest first, to commit `upto` if given.
+        """Commits and log parts of the current history, oldest first, or of that of one commit.
 
-        CheckpointNotFound if `upto` is not in it; CorruptError if one of the commits is damaged.
+        CheckpointNotFound if `upto` is not stored; CorruptError if one of the commits is damaged.
         """
-        history = self.lineage()
-        if upto is not None:
-            if upto not in history:
-                raise CheckpointNotFound(f"{self.root.url} has no commit {upto} in its history")
-            history = history[history.index(upto) :]
-        parts = ((seq, manifest.log_part(self.read_commit(seq))) for seq in reversed(history))
+        history, told = self.lineage(upto), gc_log.pruned_parts(self.root)
+        told |= {seq: manifest.log_part(self.read_commit(seq)) for seq in history}
+        history = lineage(leading_to(upto, self.epochs()), told)
+        parts = ((seq, told[seq]) for seq in reversed(history))
         return [(seq, part) for seq, part in parts if part is not None]
+
+    def _check_kept(self, seq: int) -> None:
+        """Wait until no garbage collection is about to delete a commit; it may be gone then."""
+        path = commit_path(seq)
+        gc_log.await_sweeps(self.root, path, 0)
+        if seq not in self.commit_numbers():
+            raise CheckpointNotFound(
+                f"{self.root.url} has no commit {seq} any more: it was pruned", "use @latest"
+            )
+
+    def _read(self, path: str) -> dict[str, Any]:
+        body = objects.read_manifest(self.root, path)
+        return checked(body, self._key, f"{self.root.url}/{path}")
 
     def _writer_epoch(self, seq: int) -> EpochRecord:
         if self._epoch is None:

@@ -5,62 +5,83 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
-
-from fsspec.implementations.dirfs import DirFileSystem
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
 
 from esper_ray.errors import CorruptError, EsperError, StorageUnavailable
 from esper_ray.storage import local_disk
-from esper_ray.storage.urls import make_file_system, split_scheme
+from esper_ray.storage.remote import RemoteStore
+from esper_ray.storage.remote_errors import Failure, classify
+from esper_ray.storage.urls import split_scheme
 
-_CONFLICT_CODES = {"PreconditionFailed", "412"}
+TIMEOUT_S: Final = 30.0
+"""Seconds that one call to a remote store may take, all its repetitions together."""
+
 _TEMPORARY = ".tmp"
-# fsspec's memory store looks first and writes later; threads of one process would both win.
-_MEMORY_CREATE = threading.Lock()
+_REFUSED = frozenset("\0\\?#")
 
 
 class Root:
     """A file system confined to one prefix; it can be pickled and opens again on arrival."""
 
-    def __init__(self, url: str, options: Mapping[str, object], fs: Any, prefix: str) -> None:
-        self.url = url
-        self.local = url.startswith("file://")
-        self._options = dict(options)
-        self._prefix = prefix
-        self._fs = DirFileSystem(path=prefix, fs=fs)
+    def __init__(
+        self, url: str, options: Mapping[str, object], timeout_s: float, unsafe: bool
+    ) -> None:
+        self._options, self._timeout_s, self.unsafe = dict(options), timeout_s, unsafe
+        scheme, rest = split_scheme(url)
+        self.local = scheme == "file"
+        if self.local:
+            self._prefix = os.path.abspath(os.path.expanduser(rest))
+            self.url = f"file://{self._prefix}"
+        else:
+            self.url = url.rstrip("/")
+            if set(url) & _REFUSED:
+                raise StorageUnavailable(
+                    f"{url!r} has one of the characters \\ ? # in it", "use a prefix without them"
+                )
+            self._remote = RemoteStore(scheme, url, self._options, timeout_s)
 
     @classmethod
-    def open(cls, url: str, storage_options: Mapping[str, object] | None = None) -> Root:
-        """Open a URL or a plain path; this writes nothing and connects to nothing."""
-        options = dict(storage_options or {})
-        scheme, rest = split_scheme(url)
-        fs = make_file_system(scheme, url, options)
-        if scheme == "file":
-            prefix = os.path.abspath(os.path.expanduser(rest))
-            return cls(f"file://{prefix}", options, fs, prefix)
-        prefix = str(fs._strip_protocol(url)).rstrip("/")
-        if not prefix:
-            raise StorageUnavailable(
-                f"{url} names no place to store in", f"add one, as in {scheme}://name/run"
-            )
-        return cls(url.rstrip("/"), options, fs, prefix)
+    def open(
+        cls,
+        url: str,
+        storage_options: Mapping[str, object] | None = None,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        unsafe: bool = False,
+    ) -> Root:
+        """Open a URL or a plain path; this writes nothing and connects to nothing.
 
-    def __reduce__(self) -> tuple[Callable[..., Root], tuple[str, dict[str, object]]]:
-        return Root.open, (self.url, self._options)
+        A call to a remote store is repeated for `timeout_s` seconds, and one more for each MiB.
+        `unsafe` admits a store without a conditional create, which bears one writer at most.
+        """
+        return cls(url, storage_options or {}, timeout_s, unsafe)
+
+    def below(self, name: str) -> Root:
+        """The root of a folder below this one."""
+        _check_relative(name)
+        url = f"{self.url}/{name}"
+        return Root(url, self._options, self._timeout_s, self.unsafe)
+
+    def __reduce__(self) -> tuple[Callable[..., Root], tuple[object, ...]]:
+        return Root, (self.url, self._options, self._timeout_s, self.unsafe)
 
     def __repr__(self) -> str:
         return f"Root({self.url!r})"
 
     def create(self, path: str, data: bytes) -> None:
-        """Create one whole object; raise FileExistsError, changing nothing, if it is there."""
+        """Create one whole object; raise FileExistsError, changing nothing, if it is there.
+
+        On a remote store that object may be this very one, if the first reply was lost.
+        """
         _check_relative(path)
         with self._explained("write", path):
             if self.local:
                 local_disk.create_exclusive(local_disk.below(self._prefix, path), data)
             else:
-                self._create_remote(path, data)
+                if self.unsafe and self._remote.exists(path):
+                    raise FileExistsError(errno.EEXIST, "already stored", path)
+                self._remote.create(path, data)
 
     def replace(self, path: str, data: bytes) -> None:
         """Put a whole object in the place of a damaged one."""
@@ -69,7 +90,7 @@ class Root:
             if self.local:
                 local_disk.replace(local_disk.below(self._prefix, path), data)
             else:
-                self._fs.pipe_file(path, data)
+                self._remote.replace(path, data)
 
     def read(self, path: str, limit: int) -> bytes:
         """Read one object of at most `limit` bytes; FileNotFoundError if it is absent."""
@@ -77,16 +98,27 @@ class Root:
         with self._explained("read", path):
             if self.local:
                 return local_disk.read_regular(local_disk.below(self._prefix, path), limit)
-            self._fs.fs.invalidate_cache()
-            size = int(self._fs.info(path)["size"])
-            if size > limit:
-                raise CorruptError(
-                    f"{self.url}/{path} has {size} bytes, at most {limit} were expected"
-                )
-            data = bytes(self._fs.cat_file(path))
-        if len(data) != size:
-            raise CorruptError(f"{self.url}/{path} gave {len(data)} of {size} bytes")
-        return data
+            return self._remote.read(path, limit)
+
+    def read_ranges(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Bytes start..stop of objects, (path, start, stop), fetched side by side.
+
+        FileNotFoundError if an object is absent, CorruptError if it ends before `stop`.
+        """
+        for path, _, _ in wanted:
+            _check_relative(path)
+        if not wanted:
+            return []
+        with self._explained("read", wanted[0][0]):
+            if self.local:
+                places = {path: local_disk.below(self._prefix, path) for path, _, _ in wanted}
+                found = [local_disk.read_range(places[p], start, stop) for p, start, stop in wanted]
+            else:
+                found = self._remote.read_ranges(wanted)
+        for (path, start, stop), data in zip(wanted, found, strict=True):
+            if len(data) != stop - start:
+                raise CorruptError(f"{self.url}/{path} ends before byte {stop}")
+        return found
 
     def size(self, path: str) -> int:
         """Bytes of one object; FileNotFoundError if it is absent."""
@@ -94,8 +126,24 @@ class Root:
         with self._explained("read", path):
             if self.local:
                 return local_disk.regular_size(local_disk.below(self._prefix, path))
-            self._fs.fs.invalidate_cache()
-            return int(self._fs.info(path)["size"])
+            return self._remote.size(path)
+
+    def modified(self, path: str) -> float:
+        """When an object was last written, seconds since 1970 by the store's own clock."""
+        _check_relative(path)
+        with self._explained("read", path):
+            if self.local:
+                return local_disk.modified(local_disk.below(self._prefix, path))
+            return self._remote.modified(path)
+
+    def remove(self, path: str) -> None:
+        """Delete one object; one that is absent is gone already."""
+        _check_relative(path)
+        with self._explained("delete", path):
+            if self.local:
+                local_disk.remove(local_disk.below(self._prefix, path))
+            else:
+                self._remote.remove(path)
 
     def names(self, folder: str) -> list[str]:
         """Sorted base names in a folder ("" is the prefix itself), [] if it is absent."""
@@ -113,26 +161,9 @@ class Root:
                 if self.local:
                     local_disk.check_prefix(self._prefix)
                     return sorted(os.listdir(local_disk.below(self._prefix, folder)))
-                # Another writer's commits must show: a cached listing would hide them.
-                self._fs.fs.invalidate_cache()
-                paths: list[str] = self._fs.ls(folder, detail=False)
+                return sorted(set(self._remote.names(folder)))
         except FileNotFoundError:
             return []
-        # Object stores may list an empty marker object for the folder itself.
-        return sorted({base for path in paths if (base := path.rsplit("/", 1)[-1])})
-
-    def _create_remote(self, path: str, data: bytes) -> None:
-        memory = self.url.startswith("memory://")
-        try:
-            with _MEMORY_CREATE if memory else contextlib.nullcontext():
-                self._fs.pipe_file(path, data, mode="create")
-        except FileExistsError:
-            raise
-        except Exception as error:
-            # s3fs knows the conflict only by an XML element that some servers leave out.
-            if _error_code(error) in _CONFLICT_CODES:
-                raise FileExistsError(errno.EEXIST, "already stored", path) from error
-            raise
 
     @contextlib.contextmanager
     def _explained(self, verb: str, path: str) -> Iterator[None]:
@@ -149,30 +180,42 @@ class Root:
             where = f"{self.url}/{path}".rstrip("/")
             if verb == "list" and isinstance(error, NotADirectoryError):
                 raise CorruptError(f"{where} is not a folder") from error
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise StorageUnavailable(f"cannot {verb} {where}: {reason}", _hint(error)) from error
+            reason = getattr(error, "strerror", None) or str(error) or _unsaid(error)
+            hint = _hint(error) if self.local else _remote_hint(error, self._timeout_s)
+            raise StorageUnavailable(f"cannot {verb} {where}: {reason}", hint) from error
 
 
 def _check_relative(path: str) -> None:
     parts = path.split("/")
-    if "\0" in path or "\\" in path or any(part in ("", ".", "..") for part in parts):
+    # "?" and "#" are in no name of ours, and some clients read a version of the object into them.
+    if set(path) & _REFUSED or any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"{path!r} is not a path below the storage prefix")
 
 
-def _error_code(error: BaseException) -> str:
-    for candidate in (error.__cause__, error):
-        response = getattr(candidate, "response", None)
-        if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
-    return ""
+def _unsaid(error: Exception) -> str:
+    return "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
 
 
 def _hint(error: Exception) -> str:
     number = getattr(error, "errno", None)
-    if isinstance(error, PermissionError) or number in (errno.EROFS, errno.EACCES):
-        return "check the permissions of this place and your credentials, or use another URL"
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "check the permissions of this place, or use another URL"
     if number in (errno.ENOSPC, errno.EDQUOT):
         return "free some space there, or use another URL"
     if number in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK):
         return "this file system has no hard links, which commits need; use another URL"
     return "check that the URL exists and answers"
+
+
+def _remote_hint(error: Exception, timeout_s: float) -> str:
+    failure = classify(error)
+    if failure is Failure.DENIED:
+        return "check your credentials and their permissions there, or use another URL"
+    if failure is Failure.ABSENT:
+        return "create this bucket or container, or use another URL"
+    if failure is Failure.PASSING:
+        return (
+            f"it was tried for {timeout_s:g} s: check that the URL and its endpoint answer, "
+            "then run the same command again"
+        )
+    return "check the URL and the options of the storage"

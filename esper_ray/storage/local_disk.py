@@ -41,6 +41,18 @@ def replace(path: str, data: bytes) -> None:
         _sync_folder(os.path.dirname(path))
 
 
+def remove(path: str) -> None:
+    """Delete one name durably; one that is absent is gone already."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+        _sync_folder(os.path.dirname(path))
+
+
+def modified(path: str) -> float:
+    """When a name was last written, seconds since 1970; links are not followed."""
+    return os.stat(path, follow_symlinks=False).st_mtime
+
+
 def check_prefix(prefix: str) -> None:
     """Raise StorageUnavailable where `prefix` is, or lies below, something that is no folder."""
     place = prefix
@@ -66,6 +78,15 @@ def read_regular(path: str, limit: int) -> bytes:
     if len(data) != size:
         raise CorruptError(f"{path} changed while it was read")
     return data
+
+
+def read_range(path: str, start: int, stop: int) -> bytes:
+    """Bytes start..stop of one regular file, fewer where it ends before; links are refused."""
+    fd = _open_regular(path)
+    try:
+        return os.pread(fd, stop - start, start)
+    finally:
+        os.close(fd)
 
 
 def regular_size(path: str) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, Self
 
-from esper_ray.errors import CorruptError
+from esper_ray.errors import CorruptError, TooNewError
 
 FORMAT = "esper-ckpt"
 READER_VERSION = 1
@@ -159,8 +159,10 @@ def decode(data: bytes) -> dict[str, Any]:
     if body.get("format") != FORMAT:
         raise CorruptError(f"its format is {body.get('format')!r}, not {FORMAT!r}")
     needed = body.get("min_reader", READER_VERSION)
-    if type(needed) is not int or needed > READER_VERSION:
-        raise CorruptError(
+    if type(needed) is not int or needed < 1:
+        raise CorruptError(f"it needs reader {needed!r}, which never was")
+    if needed > READER_VERSION:
+        raise TooNewError(
             f"it was written by a newer version: it needs reader {needed!r}, "
             f"this one is {READER_VERSION}",
             "update esper-ray",
@@ -171,11 +173,12 @@ def decode(data: bytes) -> dict[str, Any]:
 def _sealed(body: dict[str, Any]) -> bytes:
     if "self_sha256" in body:
         raise ValueError("self_sha256 is added by encode")
-    digest = hashlib.sha256(_canonical(body)).hexdigest()
-    return _canonical({**body, "self_sha256": digest})
+    digest = hashlib.sha256(canonical(body)).hexdigest()
+    return canonical({**body, "self_sha256": digest})
 
 
-def _canonical(body: dict[str, Any]) -> bytes:
+def canonical(body: Mapping[str, Any]) -> bytes:
+    """The one JSON text of these values: sorted keys, no spaces, UTF-8; ValueError for NaN."""
     text = json.dumps(
         body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import re
-import secrets
-import socket
-from datetime import UTC, datetime
-from typing import Any
+import time
 
-from esper_ray.errors import CorruptError, FencedError, StorageUnavailable
-from esper_ray.storage import manifest
+from esper_ray.errors import CorruptError, FencedError, StorageUnavailable, TooNewError
+from esper_ray.storage import gc_log, manifest
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.manifest import LogRef, SegmentRef
+from esper_ray.storage.records import header as header
+from esper_ray.storage.records import numbers as numbers
+from esper_ray.storage.records import read_manifest as read_manifest
 
 FORMAT_FILE = "FORMAT.json"
 FORMAT_VERSION = 1
 COMMIT_NAME = re.compile(r"[0-9]{20}\.json")
+_CONFIRM_PAUSES_S = (0.05, 0.2, 0.8)
 EPOCH_NAME = re.compile(r"[0-9]{8}\.json")
+REUSE_S = 3600.0
+"""Seconds for which a stored segment is shared without being written anew."""
 
 
 def commit_path(seq: int) -> str:
@@ -30,62 +33,46 @@ def epoch_path(number: int) -> str:
     return f"epochs/{number:08d}.json"
 
 
-def numbers(root: Root, folder: str, pattern: re.Pattern[str]) -> list[int]:
-    """The numbers that name the objects of a folder, in order; other names are left out."""
-    names = [name for name in root.names(folder) if pattern.fullmatch(name)]
-    return [int(name.partition(".")[0]) for name in names]
-
-
-def header(kind: str, run_epoch: int) -> dict[str, Any]:
-    """What every record carries; the nonce tells it from a twin of equal content."""
-    return {
-        "format": manifest.FORMAT,
-        "min_reader": manifest.READER_VERSION,
-        "kind": kind,
-        "time": datetime.now(UTC).isoformat(timespec="microseconds"),
-        "run_epoch": run_epoch,
-        "writer": {
-            "run_epoch": run_epoch,
-            "nonce": secrets.token_hex(16),
-            "host": socket.gethostname(),
-        },
-    }
-
-
 def create_or_confirm(root: Root, path: str, data: bytes) -> None:
     """Create an object; an equal one that stands there is ours, another is a FencedError."""
-    try:
-        root.create(path, data)
-    except (FileExistsError, StorageUnavailable) as error:
-        # Whatever the reply says, or if it was lost: the stored object is the truth.
+    for pause_s in _CONFIRM_PAUSES_S:
         try:
-            ours = root.size(path) == len(data) and root.read(path, len(data)) == data
-        except (FileNotFoundError, StorageUnavailable):
-            raise error from None
-        if not ours:
-            raise FencedError(
-                f"{root.url}/{path} belongs to another writer",
-                "stop one of the two runs, or give each its own URL",
-            ) from error
-
-
-def read_manifest(root: Root, path: str) -> dict[str, Any]:
-    """One decoded manifest; FileNotFoundError if absent, CorruptError naming it if damaged."""
-    data = root.read(path, manifest.MAX_BYTES)
-    try:
-        return manifest.decode(data)
-    except CorruptError as error:
-        raise CorruptError(f"{root.url}/{path} is damaged: {error}", error.hint) from error
+            root.create(path, data)
+        except (FileExistsError, StorageUnavailable) as error:
+            # Whatever the reply says, or if it was lost: the stored object is the truth.
+            try:
+                ours = root.size(path) == len(data) and root.read(path, len(data)) == data
+            except FileNotFoundError:
+                if isinstance(error, StorageUnavailable):
+                    raise error from None
+                time.sleep(pause_s)
+                continue  # a conflict with nothing: the same bytes may be tried again
+            except StorageUnavailable as unread:
+                raise (unread if isinstance(error, FileExistsError) else error) from None
+            if not ours:
+                raise FencedError(
+                    f"{root.url}/{path} belongs to another writer",
+                    "stop one of the two runs, or give each its own URL",
+                ) from error
+        return
+    raise StorageUnavailable(
+        f"{root.url}/{path} can neither be created nor read: it is said to exist, and to be absent",
+        "check what else writes or deletes there, then run the same command again",
+    )
 
 
 def check_format(root: Root) -> None:
     """Raise FileNotFoundError without FORMAT.json, CorruptError unless it is ours."""
-    version = read_manifest(root, FORMAT_FILE).get("version")
+    body = read_manifest(root, FORMAT_FILE)
+    version = body.get("version")
     if version != FORMAT_VERSION:
-        raise CorruptError(
+        newer = type(version) is int and version > FORMAT_VERSION
+        raise (TooNewError if newer else CorruptError)(
             f"{root.url}/{FORMAT_FILE} has version {version!r}, not {FORMAT_VERSION}",
             "use the esper-ray version that wrote it, or another URL",
         )
+    if body.keys() != {"format", "version"}:
+        raise CorruptError(f"{root.url}/{FORMAT_FILE} says more than its version")
 
 
 def ensure_format(root: Root) -> None:
@@ -98,19 +85,38 @@ def ensure_format(root: Root) -> None:
 
 
 def put_segment(root: Root, name: str, data: bytes, suffix: str, rows: int) -> SegmentRef:
-    """Store bytes under their sha256 unless they are there; damaged ones are replaced."""
+    """Store bytes under their sha256; damaged or old ones that stand there are written anew.
+
+    A manifest that names them must follow within half the grace of garbage collection.
+    """
     digest = hashlib.sha256(data).hexdigest()
     file = f"sha256/{digest[:2]}/{digest}.{suffix.lstrip('.')}"
     ref = SegmentRef(name, file, digest, len(data), rows)
     try:
         root.create(ref.path, data)
     except FileExistsError:
-        try:
-            read_object(root, ref)
-        except CorruptError:
-            # A run that fell back computes the same bytes again; no commit may name the bad ones.
-            root.replace(ref.path, data)
+        if not _may_be_shared(root, ref):
+            _write_anew(root, ref.path, data)
     return ref
+
+
+def _may_be_shared(root: Root, ref: SegmentRef) -> bool:
+    """Whether a stored segment is whole, and so young that no garbage collection looks at it."""
+    try:
+        read_object(root, ref)
+        return gc_log.now() - root.modified(ref.path) < REUSE_S
+    except (CorruptError, FileNotFoundError):
+        # A run that fell back computes the same bytes again; no commit may name the bad ones.
+        return False
+
+
+def _write_anew(root: Root, path: str, data: bytes) -> None:
+    """Write an object of equal name so that no garbage collection deletes it unnoticed."""
+    seen = max(gc_log.record_numbers(root), default=0)
+    root.replace(path, data)
+    while gc_log.await_sweeps(root, path, seen):
+        seen = max(gc_log.record_numbers(root), default=0)
+        root.replace(path, data)
 
 
 def put_log(root: Root, run_epoch: int, seq: int, data: bytes, rows: int) -> LogRef:

@@ -45,8 +45,10 @@ def make_file_system(scheme: str, url: str, options: Mapping[str, object]) -> An
         extra = _EXTRAS.get(scheme)
         hint = f"pip install 'esper-ray[{extra}]'" if extra else str(error)
         raise StorageUnavailable(f"{url} needs a package that is not installed", hint) from error
+    # A cached listing, kept by another part of this process, would hide new commits.
+    fresh = {"use_listings_cache": False} if scheme in _EXTRAS else {}
     try:
-        return kind(**options)
+        return kind(**{**fresh, **options})
     except Exception as error:
         raise StorageUnavailable(
             f"{url} cannot be opened: {error}", "check the URL and its storage options"

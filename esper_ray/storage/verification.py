@@ -5,30 +5,32 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from typing import Literal, TypedDict
 
 from esper_ray.errors import CorruptError
-from esper_ray.storage import manifest, objects
-from esper_ray.storage.commit_log import RunLog
+from esper_ray.storage import gc_log, manifest, objects, pins
+from esper_ray.storage.commit_log import RunLog, lineage
 from esper_ray.storage.filesystem import Root
+from esper_ray.storage.layer_verification import verify_layers
 from esper_ray.storage.manifest import LogRef, SegmentRef
 from esper_ray.storage.objects import commit_path, epoch_path
+from esper_ray.storage.problems import Problem, damage, in_order, note
+from esper_ray.storage.reachability import (
+    FANOUT,
+    LAYER_KEY,
+    SEGMENT,
+    layer_folders,
+    stored_parts,
+    stored_segments,
+)
 
-_FANOUT = re.compile(r"[0-9a-f]{2}")
-_SEGMENT = re.compile(r"([0-9a-f]{64})\.(?:arrow|safetensors)")
-_TOP = {objects.FORMAT_FILE, "epochs", "commits", "segments", "log"}
+_TOP = {objects.FORMAT_FILE, "epochs", "commits", "segments", "log", "pins", "gc", "layers"}
 
 
-class Problem(TypedDict):
-    """One finding: "damage" is bytes lost or changed, "note" is harmless."""
+def verify_objects(log: RunLog, *, quick: bool = False) -> list[Problem]:
+    """Re-hash every object below the root of a log; an empty root has no problems.
 
-    object: str
-    problem: str
-    severity: Literal["damage", "note"]
-
-
-def verify_objects(log: RunLog) -> list[Problem]:
-    """Re-hash every object below the root of a log; an empty root has no problems."""
+    `quick` looks at presence and sizes of segments and log parts, and hashes manifests only.
+    """
     if not log.root.names("") and not log.root.leftovers(""):
         return []
     problems = list(_verify_format(log.root))
@@ -36,38 +38,91 @@ def verify_objects(log: RunLog) -> list[Problem]:
     refs: dict[str, SegmentRef] = {}
     parts: dict[str, LogRef] = {}
     problems += _verify_commits(log, refs, parts)
-    problems += _verify_segments(log.root, refs)
-    problems += _verify_log_parts(log, parts)
+    problems += _verify_gc(log, parts)
+    problems += _verify_pins(log)
+    problems += verify_layers(log.root, refs)
+    problems += _verify_segments(log.root, refs, quick=quick)
+    problems += _verify_log_parts(log, parts, quick=quick)
     problems += _verify_names(log.root)
-    return sorted(problems, key=lambda problem: (problem["object"], problem["problem"]))
+    return in_order(problems)
 
 
-def _damage(path: str, problem: object) -> Problem:
-    return {"object": path, "problem": str(problem), "severity": "damage"}
+def verify_commit(log: RunLog, seq: int, *, quick: bool = False) -> list[Problem]:
+    """Every problem of what one commit needs, and of nothing else."""
+    problems = list(_verify_format(log.root))
+    try:
+        body = log.read_commit(seq)
+    except CorruptError as error:
+        return in_order([*problems, damage(commit_path(seq), error)])
+    try:
+        log.read_epoch(int(body["run_epoch"]))
+    except FileNotFoundError:
+        problems.append(damage(epoch_path(int(body["run_epoch"])), "missing"))
+    except CorruptError as error:
+        problems.append(damage(epoch_path(int(body["run_epoch"])), error))
+    for ref in manifest.references(body):
+        problems += _verify_reference(log.root, ref, quick=quick)
+    return in_order(problems)
 
 
-def _note(path: str, problem: str) -> Problem:
-    return {"object": path, "problem": problem, "severity": "note"}
+def _verify_reference(root: Root, ref: SegmentRef | LogRef, *, quick: bool) -> Iterator[Problem]:
+    try:
+        if not quick:
+            objects.read_object(root, ref)
+        elif (size := root.size(ref.path)) != ref.size:
+            yield damage(ref.path, f"has {size} bytes, not {ref.size}")
+    except FileNotFoundError:
+        yield damage(ref.path, "missing")
+    except CorruptError as error:
+        yield damage(ref.path, error)
+
+
+def _verify_gc(log: RunLog, parts: dict[str, LogRef]) -> Iterator[Problem]:
+    """Report damaged records; add to `parts` the event logs of what was pruned and still counts."""
+    numbers = gc_log.record_numbers(log.root)
+    for seq in sorted(set(range(1, max(numbers, default=0))) - set(numbers)):
+        yield damage(gc_log.gc_path(seq), "missing")
+    pruned: dict[int, LogRef | None] = {}
+    for seq in numbers:
+        try:
+            pruned |= gc_log.read_record(log.root, seq).commits
+        except CorruptError as error:
+            yield damage(gc_log.gc_path(seq), error)
+    try:
+        told = lineage(log.epochs(), pruned)
+    except CorruptError:
+        return  # reported as a damaged start
+    for seq in told:
+        if part := pruned[seq]:
+            parts.setdefault(part.path, part)
+
+
+def _verify_pins(log: RunLog) -> Iterator[Problem]:
+    for name in pins.pin_names(log.root):
+        try:
+            pins.pinned_commit(log.root, name)
+        except CorruptError as error:
+            yield damage(pins.pin_path(name), error)
 
 
 def _verify_format(root: Root) -> Iterator[Problem]:
     try:
         objects.check_format(root)
     except FileNotFoundError:
-        yield _damage(objects.FORMAT_FILE, "missing")
+        yield damage(objects.FORMAT_FILE, "missing")
     except CorruptError as error:
-        yield _damage(objects.FORMAT_FILE, error)
+        yield damage(objects.FORMAT_FILE, error)
 
 
 def _verify_epochs(log: RunLog) -> Iterator[Problem]:
     numbers = log.epoch_numbers()
     for number in sorted(set(range(1, max(numbers, default=0))) - set(numbers)):
-        yield _damage(epoch_path(number), "missing")
+        yield damage(epoch_path(number), "missing")
     for number in numbers:
         try:
             log.read_epoch(number)
         except CorruptError as error:
-            yield _damage(epoch_path(number), error)
+            yield damage(epoch_path(number), error)
 
 
 def _verify_commits(
@@ -79,75 +134,70 @@ def _verify_commits(
         try:
             body = log.read_commit(seq)
         except CorruptError as error:
-            yield _damage(commit_path(seq), error)
+            yield damage(commit_path(seq), error)
             continue
         if body.get("run_epoch") not in epochs:
-            yield _damage(commit_path(seq), f"its epoch {body.get('run_epoch')} has no record")
+            yield damage(commit_path(seq), f"its epoch {body.get('run_epoch')} has no record")
         for ref in manifest.segments(body):
             known = refs.setdefault(ref.path, ref)
             if known.size != ref.size:
-                yield _damage(commit_path(seq), f"names {ref.path} with another size")
+                yield damage(commit_path(seq), f"names {ref.path} with another size")
         if part := manifest.log_part(body):
             parts[part.path] = part
 
 
-def _verify_segments(root: Root, refs: dict[str, SegmentRef]) -> Iterator[Problem]:
-    stored = set(_stored_segments(root))
+def _verify_segments(root: Root, refs: dict[str, SegmentRef], *, quick: bool) -> Iterator[Problem]:
+    stored = set(stored_segments(root))
     for path in sorted(refs.keys() | stored):
         if path not in stored:
-            yield _damage(path, f"missing, named as {refs[path].name!r}")
+            yield damage(path, f"missing, named as {refs[path].name!r}")
+            continue
+        if quick and path in refs:
+            yield from _verify_reference(root, refs[path], quick=True)
             continue
         try:
             size = root.size(path)
             data = root.read(path, size)
         except CorruptError as error:
-            yield _damage(path, error)
+            yield damage(path, error)
             continue
         digest = hashlib.sha256(data).hexdigest()
-        named = _SEGMENT.fullmatch(path.rpartition("/")[2])
+        named = SEGMENT.fullmatch(path.rpartition("/")[2])
         if named is None or named[1] != digest or path.split("/")[2] != digest[:2]:
-            yield _damage(path, f"its sha256 is {digest}")
+            yield damage(path, f"its sha256 is {digest}")
         elif path in refs and size != refs[path].size:
-            yield _damage(path, f"has {size} bytes, not {refs[path].size}")
+            yield damage(path, f"has {size} bytes, not {refs[path].size}")
         elif path not in refs:
-            yield _note(path, "orphan")
+            yield note(path, "orphan")
 
 
-def _verify_log_parts(log: RunLog, parts: dict[str, LogRef]) -> Iterator[Problem]:
-    names = [name for name in log.root.names("log") if manifest.LOG_FILE.fullmatch(name)]
-    for path in sorted({f"log/{name}" for name in names} - parts.keys()):
-        yield _note(path, "orphan")
-    for path, part in parts.items():
-        try:
-            log.read_log(part)
-        except CorruptError as error:
-            yield _damage(path, error)
-
-
-def _stored_segments(root: Root) -> Iterator[str]:
-    for fanout in root.names("segments/sha256"):
-        if _FANOUT.fullmatch(fanout):
-            folder = f"segments/sha256/{fanout}"
-            names = root.names(folder)
-            yield from (f"{folder}/{name}" for name in names if _SEGMENT.fullmatch(name))
+def _verify_log_parts(log: RunLog, parts: dict[str, LogRef], *, quick: bool) -> Iterator[Problem]:
+    for path in sorted(set(stored_parts(log.root)) - parts.keys()):
+        yield note(path, "orphan")
+    for part in parts.values():
+        yield from _verify_reference(log.root, part, quick=quick)
 
 
 def _verify_names(root: Root) -> Iterator[Problem]:
     """Note what an interrupted writer or somebody else left between our objects."""
-    fanouts = [name for name in root.names("segments/sha256") if _FANOUT.fullmatch(name)]
+    fanouts = [name for name in root.names("segments/sha256") if FANOUT.fullmatch(name)]
     allowed: dict[str, re.Pattern[str]] = {
         "": re.compile("|".join(re.escape(name) for name in sorted(_TOP))),
         "epochs": objects.EPOCH_NAME,
         "commits": objects.COMMIT_NAME,
         "log": manifest.LOG_FILE,
+        "pins": pins.PIN_FILE,
+        "gc": gc_log.GC_NAME,
+        "layers": LAYER_KEY,
+        **dict(layer_folders(root)),
         "segments": re.compile("sha256"),
-        "segments/sha256": _FANOUT,
-        **{f"segments/sha256/{fanout}": _SEGMENT for fanout in fanouts},
+        "segments/sha256": FANOUT,
+        **{f"segments/sha256/{fanout}": SEGMENT for fanout in fanouts},
     }
     for folder, pattern in allowed.items():
         prefix = f"{folder}/" if folder else ""
         for name in root.leftovers(folder):
-            yield _note(prefix + name, "a temporary file of an interrupted writer")
+            yield note(prefix + name, "a temporary file of an interrupted writer")
         for name in root.names(folder):
             if not pattern.fullmatch(name):
-                yield _note(prefix + name, "not an object of this format")
+                yield note(prefix + name, "not an object of this format")

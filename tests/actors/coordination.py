@@ -104,6 +104,7 @@ def spec(**given: Any) -> CoordinatorSpec:
         "epochs": 100,
         "batch_size": 8,
         "every_epochs": 100,
+        "upload_errors_pass": False,
         "timeout_s": 5.0,
         "policy": PolicySettings(germinate_after=0, blueprint_id=3, strategy_id=0),
         "manager": LifecycleManager(minimum_epochs=MINIMA),

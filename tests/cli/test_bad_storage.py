@@ -184,6 +184,6 @@ def test_folder_that_holds_no_run_is_not_found(
     assert "no run is stored at" in cli(*words, "other").failed(3)[0]
 
 
-@pytest.mark.parametrize("url", ["gopher://hole/run", "s3://bucket/run"])
+@pytest.mark.parametrize("url", ["gopher://hole/run", "s3://bucket/run#1"])
 def test_plan_refuses_a_place_that_no_run_could_use(cli: Command, url: str) -> None:
     assert url in cli("plan", "run.yaml", "--set", f"storage.url={url}").failed(2)[0]

@@ -192,10 +192,16 @@ OPTIONS = {
     ("plan",): ["CONFIG", "--set", "--json", "--debug"],
     ("checkpoints", "list"): ["URL", "--json", "--debug"],
     ("checkpoints", "show"): ["URL", "--json", "--debug"],
-    ("checkpoints", "verify"): ["URL", "--json", "--debug"],
+    ("checkpoints", "verify"): ["URL", "--quick", "--json", "--debug"],
+    ("checkpoints", "pin"): ["URL", "NAME", "--json", "--debug"],
+    ("checkpoints", "prune"): [
+        *("URL", "--keep-last", "--keep-every", "--grace", "--alone", "--dry-run", "--json"),
+        "--debug",
+    ],
+    ("checkpoints", "unpin"): ["URL", "NAME", "--json", "--debug"],
     ("explain",): ["RUN", "--layer", "--seed", "--json", "--debug"],
     ("bench",): ["NAME", "--json", "--strict", "--debug"],
-    ("checkpoints",): ["list", "show", "verify"],
+    ("checkpoints",): ["list", "show", "verify", "pin", "unpin", "prune"],
     (): ["train", "plan", "checkpoints", "explain", "bench", "--version"],
 }
 

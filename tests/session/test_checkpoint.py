@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import esper_ray
 from esper_ray.errors import CheckpointNotFound, ConfigError, CorruptError
 from esper_ray.session import SeedConfig, SeedSession
-from esper_ray.storage import CheckpointManager, Root, RunLog
+from esper_ray.storage import Root, RunCheckpoints, RunLog
 from tests.pages import ROOT, python
 from tests.session.models import MINIMA, adam, attached, gate_losses, mlp, quick, train
 
@@ -116,9 +116,9 @@ def test_a_session_goes_back_to_what_it_saved() -> None:
     train(model, optimizer, session, range(33, 36))
     session.save("memory://back")
     log = RunLog(Root.open("memory://back"))
-    steps = [row["step"] for row in CheckpointManager(log).rows()]
+    steps = [row["step"] for row in RunCheckpoints(log).rows()]
     assert steps == [36, 33]  # what followed 33 before was given up
-    assert CheckpointManager(log).verify() == []
+    assert RunCheckpoints(log).verify() == []
 
 
 def test_the_command_line_shows_what_a_session_saved(tmp_path: Path) -> None:

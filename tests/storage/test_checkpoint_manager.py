@@ -1,320 +1,378 @@
-"""Selectors, fall-back and verification, on a small run that is damaged in every way."""
+"""Checkpoints of single seeds: what was saved comes back, or a typed error says why not."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+import pickle
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from esper_ray.errors import CheckpointNotFound, CorruptError
-from esper_ray.storage import manifest, objects
-from esper_ray.storage.checkpoint_manager import CheckpointManager, split_url
-from esper_ray.storage.commit_log import RunLog
-from esper_ray.storage.filesystem import Root
-from esper_ray.storage.objects import commit_path, epoch_path
+from esper_ray.errors import (
+    BackpressureError,
+    CheckpointNotFound,
+    ConfigError,
+    CorruptError,
+    FencedError,
+    StorageUnavailable,
+    StoreTimeout,
+)
+from esper_ray.storage import CheckpointId, CheckpointManager, Root, ShardId
+from esper_ray.storage.group_commit import CommitPolicy
+from esper_ray.storage.layer_rows import newest
+from tests.storage.layer_cases import LAYER, SCHEMA, FaultyRoot, blueprint, rows_of, same
+
+SEEDS = 40
+QUICK = CommitPolicy(interval_s=0.0, retry_s=0.2)
 
 
-def never(message: str) -> None:
-    raise AssertionError(message)
+def writer(root: Root | str, **given: Any) -> CheckpointManager:
+    values: dict[str, Any] = {"schema": SCHEMA, "shard": ShardId.whole(SEEDS), "policy": QUICK}
+    return CheckpointManager(root, layer_id=LAYER, **{**values, **given})
 
 
-def damage(manager: CheckpointManager) -> list[str]:
-    return [found["object"] for found in manager.verify() if found["severity"] == "damage"]
-
-
-def notes(manager: CheckpointManager) -> dict[str, str]:
-    return {
-        found["object"]: found["problem"]
-        for found in manager.verify()
-        if found["severity"] == "note"
+def test_a_checkpoint_comes_back_in_another_manager_by_its_id(root: Root) -> None:
+    state = {"lifecycle": 3, "metrics": [1.5, 2, 3, 4], "grafting": {"pauses": 7}}
+    with writer(root) as manager:
+        saved = manager.save_checkpoint(LAYER, 5, state, blueprint(2.0))
+        bare = manager.save_checkpoint(LAYER, 6, {"lifecycle": np.int64(4)})
+        manager.flush()
+    reader = CheckpointManager(root, layer_id=LAYER)
+    found = reader.restore_checkpoint(str(saved), "cpu")
+    assert found["state_data"] == state
+    assert found["blueprint_state"].keys() == blueprint(2.0).keys()
+    assert all(torch.equal(v, blueprint(2.0)[n]) for n, v in found["blueprint_state"].items())
+    assert (found["version"], found["layer_id"], found["seed_id"]) == (3, LAYER, 5)
+    assert found["metadata"] == {
+        "pytorch_version": torch.__version__,
+        "cuda_version": torch.version.cuda,
     }
+    assert abs(found["timestamp"] - time.time()) < 60
+    again = reader.restore_checkpoint(bare, torch.device("cpu"))
+    assert again["state_data"] == {"lifecycle": 4, "metrics": [0.0] * 4, "grafting": None}
+    assert again["blueprint_state"] is None
 
 
-def flip(path: Path, at: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 0x41
-    path.write_bytes(data)
+def test_columns_that_are_not_given_are_as_born(tmp_path: Path) -> None:
+    with writer(str(tmp_path)) as manager:
+        saved = manager.save_checkpoint(LAYER, 0, {})
+        assert manager.restore_checkpoint(saved, "cpu")["state_data"]["lifecycle"] == -1
 
 
-def add_commit(log: RunLog, seq: int, step: int) -> None:
-    ref = log.put_segment("a", f"step {step}".encode(), "arrow")
-    log.commit(seq, {"step": step, "epoch": 0}, [ref])
+def test_saves_of_one_seed_in_one_group_are_all_kept(tmp_path: Path) -> None:
+    with writer(str(tmp_path), policy=CommitPolicy(interval_s=5.0)) as manager:
+        ids = [manager.save_checkpoint(LAYER, 1, {"lifecycle": n}, blueprint(n)) for n in range(9)]
+        assert len(set(ids)) == 9
+        assert {i.seq for i in ids} == {2}
+        held = [manager.restore_checkpoint(i, "cpu")["state_data"]["lifecycle"] for i in ids]
+        assert held == list(range(9))  # accepted, not stored yet
+    reader = CheckpointManager(str(tmp_path), layer_id=LAYER)
+    for number, saved in enumerate(ids):
+        found = reader.restore_checkpoint(saved, "cpu")
+        assert found["state_data"]["lifecycle"] == number
+        assert found["blueprint_state"]["steps"] == number
 
 
-# ------------------------------------------------------------------ selectors
+def test_a_copy_is_taken_before_the_save_returns(tmp_path: Path) -> None:
+    weights = blueprint(1.0)
+    with writer(str(tmp_path), policy=CommitPolicy(interval_s=5.0)) as manager:
+        saved = manager.save_checkpoint(LAYER, 1, {}, weights)
+        weights["w"].zero_()
+    found = CheckpointManager(str(tmp_path), layer_id=LAYER).restore_checkpoint(saved, "cpu")
+    assert torch.equal(found["blueprint_state"]["w"], torch.ones(2, 3))
+
+
+def test_the_future_of_a_save_names_how_far_it_is(tmp_path: Path) -> None:
+    with writer(str(tmp_path), policy=CommitPolicy(interval_s=60.0)) as manager:
+        future = manager.save_checkpoint(LAYER, 1, {}).future
+        assert future is not None
+        assert not future.done()
+        assert str(future.level) == "accepted"
+        with pytest.raises(StoreTimeout, match=r"after 0\.01 s"):
+            future.wait(timeout=0.01)
+        with pytest.raises(ConfigError, match="durable-object"):
+            manager.flush("durable-object")
+        manager.flush("durable-local")
+        assert future.done()
+        assert future.level == "durable-local"
+        assert future.exception() is None
+
+
+def test_an_id_pickles_as_the_text_that_it_is(tmp_path: Path) -> None:
+    with writer(str(tmp_path)) as manager:
+        saved = manager.save_checkpoint(LAYER, 17, {})
+    again = pickle.loads(pickle.dumps(saved))
+    assert (again, again.seed_id, again.future) == (str(saved), 17, None)
 
 
 @pytest.mark.parametrize(
-    ("url", "expected"),
+    "text",
+    ["", "encoder.3_5_17", "../../etc/passwd", "0" * 16 + "-1-1-2-0", "f" * 16 + "-1-1--2-0"],
+)
+def test_an_id_that_nobody_saved_is_not_found(tmp_path: Path, text: str) -> None:
+    with writer(str(tmp_path)) as manager:
+        saved = manager.save_checkpoint(LAYER, 5, {})
+        for wrong in (text, saved[:-1] + "1", saved.replace("-5-", "-6-"), saved[:16] + "-5-2-2-0"):
+            with pytest.raises(CheckpointNotFound, match="Checkpoint not found"):
+                manager.restore_checkpoint(wrong, "cpu")
+            with pytest.raises(ValueError, match="Checkpoint not found"):
+                CheckpointManager(str(tmp_path), layer_id=LAYER).restore_checkpoint(wrong, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("seed_id", "state", "weights", "words"),
     [
-        ("runs/a", ("runs/a", "latest")),
-        ("runs/a@latest", ("runs/a", "latest")),
-        ("runs/a@step=12", ("runs/a", "step=12")),
-        ("runs/a@before-growth", ("runs/a", "before-growth")),
-        ("s3://b/p@step=3", ("s3://b/p", "step=3")),
-        ("s3://user@bucket/p", ("s3://user@bucket/p", "latest")),
-        ("s3://user@bucket/p@latest", ("s3://user@bucket/p", "latest")),
-        ("s3://user@bucket", ("s3://user@bucket", "latest")),
-        ("memory://x@latest", ("memory://x", "latest")),
-        ("memory://x@step=4", ("memory://x", "step=4")),
-        ("runs/a@Step=1", ("runs/a@Step=1", "latest")),
-        ("runs/a@step=", ("runs/a@step=", "latest")),
-        ("runs/me@home/a", ("runs/me@home/a", "latest")),
-        ("", ("", "latest")),
+        (SEEDS, {}, None, "not in 0..39"),
+        (-1, {}, None, "not in 0..39"),
+        (True, {}, None, "not in 0..39"),
+        (1, {"age": 3}, None, "no column 'age'"),
+        (1, {"lifecycle": 2**31}, None, "int32 cannot hold 2147483648"),
+        (1, {"lifecycle": 1.5}, None, "cannot hold 1.5"),
+        (1, {"lifecycle": "three"}, None, "cannot hold 'three'"),
+        (1, {"metrics": [1, 2, 3]}, None, "4 values, not 3"),
+        (1, {"metrics": 1.0}, None, "4 values, not 1"),
+        (1, {"grafting": {}}, None, "lacks"),
+        (1, {"grafting": {"pauses": 256}}, None, "uint8 cannot hold 256"),
+        (1, {"grafting": 4}, None, "'grafting' of a checkpoint is 4"),
+        (1, {}, {"w": torch.ones(2, 3)}, "has the tensors"),
+        (1, {}, {**blueprint(1.0), "w": torch.ones(3, 2)}, r"\(3, 2\)"),
+        (1, {}, {**blueprint(1.0), "steps": torch.tensor(1.0)}, "float32"),
+        (1, {}, {**blueprint(1.0), "steps": 4}, "is 4"),
     ],
 )
-def test_selector_is_split_from_the_end_of_a_url(url: str, expected: tuple[str, str]) -> None:
-    assert split_url(url) == expected
-
-
-def test_selectors_follow_the_current_history(root: Root) -> None:
-    log = RunLog(root)
-    manager = CheckpointManager(log)
-    log.open_epoch(None)
-    for seq in range(1, 5):
-        add_commit(log, seq, step=10 * seq)
-    log.open_epoch(2)
-    assert manager.resolve("latest") == 2
-    add_commit(log, 5, step=30)
-    assert manager.resolve("latest") == 5
-    assert manager.resolve("step=30") == 5
-    assert manager.resolve("step=20") == 2
-    with pytest.raises(CheckpointNotFound, match=r"step=30, step=20, step=10$"):
-        manager.resolve("step=40")
-    with pytest.raises(CheckpointNotFound, match="no checkpoint 'my-pin'"):
-        manager.resolve("my-pin")
-    log.open_epoch(None)
-    with pytest.raises(CheckpointNotFound, match="no checkpoint is stored"):
-        manager.resolve("latest")
-
-
-def test_empty_place_has_no_checkpoint(root: Root) -> None:
-    manager = CheckpointManager(RunLog(root))
-    with pytest.raises(CheckpointNotFound, match=root.url):
-        manager.resolve("latest")
-    assert manager.newest_valid(never) is None
-    assert manager.rows() == []
-    assert manager.verify() == []
-
-
-def test_run_that_never_committed_has_no_checkpoint(root: Root) -> None:
-    RunLog(root).open_epoch(None)
-    assert CheckpointManager(RunLog(root)).newest_valid(never) is None
-
-
-def test_long_list_of_steps_is_cut_and_unreadable_ones_are_counted(root: Root) -> None:
-    log = RunLog(root)
-    log.open_epoch(None)
-    for seq in range(1, 11):
-        log.commit(seq, {"step": seq}, [])
-    root.create(commit_path(11), b"damaged")
-    with pytest.raises(CorruptError, match=r"step=3, \.\.\.; 1 more cannot be read"):
-        CheckpointManager(log).resolve("step=99")
-
-
-# ------------------------------------------------------------------ whole and damaged
-
-
-def test_whole_run_loads_lists_and_verifies(local_log: RunLog) -> None:
-    manager = CheckpointManager(local_log)
-    found = manager.newest_valid(never)
-    assert found is not None
-    assert (found[0], found[1]["step"]) == (2, 20)
-    assert manager.load(1) == manager.load(1, verify=False)
-    rows = manager.rows()
-    assert [(row["seq"], row["step"], row["epoch"], row["status"]) for row in rows] == [
-        (2, 20, 2, "ok"),
-        (1, 10, 1, "ok"),
-    ]
-    assert all(row["segments"] == 2 and row["bytes"] > 0 and row["time"] for row in rows)
-    assert manager.verify() == []
-
-
-def test_damaged_newest_is_named_and_passed_over(local_log: RunLog, local_folder: Path) -> None:
-    ref = manifest.segments(local_log.read_commit(2))[1]
-    flip(local_folder / ref.path, 30)
-    manager, lines = CheckpointManager(local_log), list[str]()
-    found = manager.newest_valid(lines.append)
-    assert found is not None
-    assert found[0] == 1
-    assert len(lines) == 1
-    assert "checkpoint 2 is damaged" in lines[0]
-    assert ref.sha256 in lines[0]
-    assert "\n" not in lines[0]
-    assert [row["status"][:7] for row in manager.rows()] == ["damaged", "ok"]
-    assert manager.load(2, verify=False)["step"] == 20
-    assert damage(manager) == [ref.path]
-
-
-def test_run_with_every_commit_damaged_is_an_error(local_log: RunLog, local_folder: Path) -> None:
-    shared = manifest.segments(local_log.read_commit(2))[0]
-    (local_folder / shared.path).unlink()
-    manager, lines = CheckpointManager(local_log), list[str]()
-    with pytest.raises(CorruptError, match="all 2 checkpoints"):
-        manager.newest_valid(lines.append)
-    assert len(lines) == 2
-    assert damage(manager) == [shared.path]
-
-
-def remove_format(folder: Path) -> None:
-    (folder / "FORMAT.json").unlink()
-
-
-def damage_format(folder: Path) -> None:
-    flip(folder / "FORMAT.json", 5)
-
-
-def damage_epoch(folder: Path) -> None:
-    flip(folder / epoch_path(1), 5)
-
-
-def remove_epochs(folder: Path) -> None:
-    shutil.rmtree(folder / "epochs")
-
-
-@pytest.mark.parametrize("harm", [remove_format, damage_format, damage_epoch, remove_epochs])
-def test_damaged_run_record_is_an_error_not_an_empty_run(
-    local_log: RunLog, local_folder: Path, harm: Callable[[Path], None]
+def test_what_cannot_be_stored_is_named_and_nothing_is_saved(
+    tmp_path: Path, seed_id: int, state: dict[str, Any], weights: Any, words: str
 ) -> None:
-    harm(local_folder)
-    manager = CheckpointManager(local_log)
-    with pytest.raises(CorruptError):
-        manager.newest_valid(never)
-    with pytest.raises(CorruptError):
-        manager.rows()
-    assert damage(manager)
+    with writer(str(tmp_path)) as manager:
+        with pytest.raises(ConfigError, match=words):
+            manager.save_checkpoint(LAYER, seed_id, state, weights)
+        with pytest.raises(ConfigError, match=r"not 'decoder\.1'"):
+            manager.save_checkpoint("decoder.1", 1, {})
+        manager.flush()
+        assert manager.stats()["accepted"] == 0
 
 
-def test_every_flipped_byte_of_every_object_is_found(local_log: RunLog, local_folder: Path) -> None:
-    manager = CheckpointManager(local_log)
-    files = sorted(path for path in local_folder.rglob("*") if path.is_file())
-    assert len(files) == 1 + 1 + 2 + 3 + 2
-    for path in files:
-        name, whole = str(path.relative_to(local_folder)), path.read_bytes()
-        for at in [*range(0, len(whole), max(1, len(whole) // 8)), len(whole) - 1]:
-            flip(path, at)
-            assert name in damage(manager), (name, at)
-            if name.startswith(("segments", "commits", "log")):
-                check_refused(manager, name)
-            path.write_bytes(whole)
-    assert manager.verify() == []
+def test_a_manager_without_a_shard_only_restores(tmp_path: Path) -> None:
+    reader = CheckpointManager(str(tmp_path), layer_id=LAYER)
+    with pytest.raises(ConfigError, match="only restores"):
+        reader.save_checkpoint(LAYER, 1, {})
+    with pytest.raises(ConfigError, match="both the schema"):
+        CheckpointManager(str(tmp_path), layer_id=LAYER, schema=SCHEMA)
+    with pytest.raises(CheckpointNotFound, match="no snapshot"):
+        reader.restore_layer()
 
 
-def check_refused(manager: CheckpointManager, name: str) -> None:
-    refused = 0
-    for seq in (1, 2):
-        try:
-            body = manager.load(seq)
-        except CorruptError:
-            refused += 1
-        else:
-            assert name not in {ref.path for ref in manifest.references(body)}
-            assert name != commit_path(seq)
-    assert refused >= 1
+# ---- one writer ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keep", [0, 1, 0.5, -1])
-def test_truncated_commit_is_found(local_log: RunLog, local_folder: Path, keep: float) -> None:
-    path = local_folder / commit_path(2)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * keep) if keep == 0.5 else int(keep)])
-    manager, lines = CheckpointManager(local_log), list[str]()
-    found = manager.newest_valid(lines.append)
-    assert found is not None
-    assert found[0] == 1
-    assert len(lines) == 1
-    # What only the damaged manifest names is unreferenced now, which is no damage of its own.
-    assert damage(manager) == [commit_path(2)]
-    assert list(notes(manager).values()) == ["orphan", "orphan"]
+def test_a_writer_that_was_replaced_is_fenced_and_nothing_of_it_shows(root: Root) -> None:
+    zombie = writer(root)
+    old = zombie.save_checkpoint(LAYER, 1, {"lifecycle": 1})
+    zombie.flush()
+    with writer(root) as heir:
+        lost = zombie.save_checkpoint(LAYER, 1, {"lifecycle": 2})
+        assert lost.future is not None
+        with pytest.raises(FencedError):
+            lost.future.wait(timeout=20)
+        for _ in range(2):
+            with pytest.raises(FencedError):
+                zombie.save_checkpoint(LAYER, 1, {})
+        new = heir.save_checkpoint(LAYER, 1, {"lifecycle": 3})
+        heir.flush()
+    with pytest.raises(FencedError):
+        zombie.close()
+    reader = CheckpointManager(root, layer_id=LAYER)
+    assert reader.restore_checkpoint(old, "cpu")["state_data"]["lifecycle"] == 1
+    assert reader.restore_checkpoint(new, "cpu")["state_data"]["lifecycle"] == 3
 
 
-def test_damage_of_superseded_commits_is_found(local_log: RunLog, local_folder: Path) -> None:
-    local_log.open_epoch(None)
-    flip(local_folder / commit_path(1), 9)
-    assert damage(CheckpointManager(local_log)) == [commit_path(1)]
+def test_an_older_incarnation_cannot_open_the_shard(tmp_path: Path) -> None:
+    writer(str(tmp_path), incarnation=7).close()
+    for older in (6, 7):
+        with pytest.raises(FencedError, match="incarnation 7"):
+            writer(str(tmp_path), incarnation=older)
+    writer(str(tmp_path), incarnation=8).close()
+    with pytest.raises(FencedError, match="other columns"):
+        writer(str(tmp_path), shard=ShardId(0, 2, 0, 20))
 
 
-def test_missing_epoch_record_is_found(local_log: RunLog, local_folder: Path) -> None:
-    local_log.open_epoch(2)
-    local_log.open_epoch(2)
-    add_commit(local_log, 3, step=30)
-    (local_folder / epoch_path(2)).unlink()
-    manager = CheckpointManager(local_log)
-    assert damage(manager) == [epoch_path(2)]
-    (local_folder / epoch_path(3)).unlink()
-    assert damage(manager) == [commit_path(3)]
+def test_saves_after_a_restart_hide_no_older_checkpoint(tmp_path: Path) -> None:
+    ids: list[CheckpointId] = []
+    for number in range(3):
+        with writer(str(tmp_path)) as manager:
+            ids.append(manager.save_checkpoint(LAYER, 2, {"lifecycle": number}))
+    reader = CheckpointManager(str(tmp_path), layer_id=LAYER)
+    found = [reader.restore_checkpoint(i, "cpu")["state_data"]["lifecycle"] for i in ids]
+    assert found == [0, 1, 2]
 
 
-def test_leftovers_orphans_and_strangers_are_notes(root: Root) -> None:
-    log = RunLog(root)
-    log.open_epoch(None)
-    orphan = log.put_segment("a", b"unused", "arrow")
-    root.create("commits/0.json.77.tmp", b"x")
-    root.create("commits/readme.txt", b"x")
-    root.create("segments/sha256/zz/x", b"x")
-    root.create("log/1.arrow", b"x")
-    assert notes(CheckpointManager(log)) == {
-        orphan.path: "orphan",
-        "commits/0.json.77.tmp": "a temporary file of an interrupted writer",
-        "commits/readme.txt": "not an object of this format",
-        "log/1.arrow": "not an object of this format",
-        "segments/sha256/zz": "not an object of this format",
-    }
-    assert damage(CheckpointManager(log)) == []
+# ---- a store that fails --------------------------------------------------------------------------
 
 
-def test_orphan_with_other_content_or_folder_is_damage(root: Root) -> None:
-    log = RunLog(root)
-    log.open_epoch(None)
-    right = RunLog(Root.open("memory://elsewhere3")).put_segment("a", b"unused", "arrow")
-    moved = f"segments/sha256/00/{right.sha256}.arrow"
-    root.create(right.path, b"changed")
-    root.create(moved, b"unused")
-    assert sorted(damage(CheckpointManager(log))) == sorted([right.path, moved])
+def test_a_store_that_is_behind_stops_saves_and_loses_none() -> None:
+    root = FaultyRoot.new()
+    with writer(root, policy=CommitPolicy(interval_s=0.0, pending=2)) as manager:
+        root.gate.clear()
+        ids = [manager.save_checkpoint(LAYER, n % SEEDS, {}, timeout=0.05) for n in range(1_001)]
+        rest = (manager.save_checkpoint(LAYER, n % SEEDS, {}, timeout=0.05) for n in range(2_000))
+        with pytest.raises(BackpressureError, match="2 groups"):
+            ids.extend(rest)
+        root.gate.set()
+        manager.flush()
+        assert manager.restore_checkpoint(ids[-1], "cpu")["seed_id"] == ids[-1].seed_id
+        assert manager.stats()["pending"] == 0
 
 
-def test_segment_replaced_by_a_link_is_damage(
-    local_log: RunLog, local_folder: Path, tmp_path: Path
+def test_a_store_that_comes_back_gets_the_same_commit(tmp_path: Path) -> None:
+    root = FaultyRoot.new()
+    with writer(root, policy=CommitPolicy(interval_s=0.0, retry_s=20)) as manager:
+        root.refusals = 3
+        saved = manager.save_checkpoint(LAYER, 1, {"lifecycle": 5})
+        manager.flush()
+        assert manager.stats()["retries"] == 3
+    found = CheckpointManager(root, layer_id=LAYER).restore_checkpoint(saved, "cpu")
+    assert found["state_data"]["lifecycle"] == 5
+
+
+def test_an_outage_is_raised_by_future_flush_and_next_save_and_loses_nothing() -> None:
+    root = FaultyRoot.new()
+    with writer(root) as manager:
+        manager.save_layer(rows_of(range(SEEDS)), step=1)
+        manager.flush()
+        root.refusals = 10_000
+        future = manager.save_layer(rows_of([1, 2], seed=2), step=2)
+        with pytest.raises(StorageUnavailable):
+            future.wait(timeout=20)
+        with pytest.raises(StorageUnavailable):
+            manager.save_checkpoint(LAYER, 1, {})
+        later = manager.save_checkpoint(LAYER, 1, {"lifecycle": 3})
+        with pytest.raises(StorageUnavailable):
+            manager.flush()
+        root.refusals = 0
+        assert later.future is not None
+        later.future.wait(timeout=20)
+        assert future.wait(timeout=20) == "durable-object"  # stored after all
+        assert manager.stats()["failed"] == 1
+    reader = CheckpointManager(root, layer_id=LAYER)
+    expected = newest([rows_of(range(SEEDS)), rows_of([1, 2], seed=2)])
+    assert same(reader.restore_layer(), expected)
+    assert reader.restore_checkpoint(later, "cpu")["state_data"]["lifecycle"] == 3
+
+
+def test_after_changes_that_could_not_be_encoded_all_rows_are_needed() -> None:
+    root = FaultyRoot.new()
+    with writer(root) as manager:
+        manager.save_layer(rows_of(range(SEEDS)), step=1)
+        with pytest.raises(ConfigError, match="does not own"):
+            manager.save_layer(rows_of([SEEDS]), step=2).wait(timeout=20)
+        with pytest.raises(ConfigError, match="does not own"):
+            manager.flush()
+        needed = manager.needs_all
+        assert needed
+        with pytest.raises(ConfigError, match="must hold all seeds 0 to 39"):
+            manager.save_layer(rows_of([3]), step=3).wait(timeout=20)
+        with pytest.raises(ConfigError, match="must hold all"):
+            manager.flush()
+        manager.save_layer(rows_of(range(SEEDS), seed=3), step=4).wait(timeout=20)
+        assert not manager.needs_all
+        assert manager.reader.seqs(1, 0) == [1, 2, 3, 4, 5]  # no number is left out
+
+
+def test_closing_waits_for_the_store_and_raises_what_it_could_not_do() -> None:
+    root = FaultyRoot.new()
+    manager = writer(root, policy=CommitPolicy(interval_s=0.0, retry_s=60))
+    root.refusals = 3
+    saved = manager.save_checkpoint(LAYER, 1, {})
+    manager.close()
+    assert saved.future is not None
+    assert saved.future.done()
+    manager = writer(root, policy=CommitPolicy(interval_s=0.0, retry_s=60))
+    root.gate.clear()
+    manager.save_checkpoint(LAYER, 1, {})
+    with pytest.raises(StoreTimeout, match="not stored after"):
+        manager.close(timeout=0.05)
+    root.gate.set()
+    manager.close()
+    policy = CommitPolicy(interval_s=0.0, timeout_s=0.1, retry_s=0.0)
+    failing, fault = writer(root, policy=policy), KeyError("the step failed")
+    root.refusals = 10_000
+    lost = failing.save_checkpoint(LAYER, 1, {})
+    assert lost.future is not None
+    with pytest.raises(StorageUnavailable):
+        lost.future.wait(timeout=20)
+    failing.__exit__(KeyError, fault, None)
+    root.refusals = 0
+    assert "could not be committed either" in fault.__notes__[0]
+
+
+# ---- damage and copies ---------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(bytes(data))
+
+
+def test_a_damaged_checkpoint_is_refused_and_taken_from_the_root_where_a_copy_is_damaged(
+    tmp_path: Path,
 ) -> None:
-    path = local_folder / manifest.segments(local_log.read_commit(2))[1].path
-    path.rename(tmp_path / "moved")
-    path.symlink_to(tmp_path / "moved")
-    manager = CheckpointManager(local_log)
-    with pytest.raises(CorruptError, match="regular"):
-        manager.load(2)
-    assert damage(manager) == [str(path.relative_to(local_folder))]
+    near, far = tmp_path / "near", tmp_path / "far"
+    with writer(str(far), local_root=str(near)) as manager:
+        saved = manager.save_checkpoint(LAYER, 4, {"lifecycle": 9}, blueprint(3.0))
+    for path in (near / "segments").rglob("*.*"):
+        flip(path)
+    reader = CheckpointManager(str(far), layer_id=LAYER, local_root=str(near))
+    assert reader.restore_checkpoint(saved, "cpu")["state_data"]["lifecycle"] == 9
+    for path in (far / "segments").rglob("*.*"):
+        flip(path)
+    for cache in (None, str(near)):
+        damaged = CheckpointManager(str(far), layer_id=LAYER, local_root=cache)
+        with pytest.raises(CorruptError):
+            damaged.restore_checkpoint(saved, "cpu")
 
 
-def forged_commit(refs: list[dict[str, Any]]) -> bytes:
-    return manifest.encode({**objects.header("run", 1), "seq": 3, "step": 30, "segments": refs})
+def test_saves_are_durable_in_the_near_root_first_and_go_on_to_the_far_one(tmp_path: Path) -> None:
+    far = FaultyRoot.new()
+    manager = writer(far, local_root=str(tmp_path), policy=CommitPolicy(0.0, retry_s=0.0))
+    far.refusals = 10_000
+    saved = manager.save_checkpoint(LAYER, 4, {"lifecycle": 9}, blueprint(3.0))
+    assert saved.future is not None
+    assert saved.future.wait("durable-local", 20) == "durable-local"
+    with pytest.raises(StorageUnavailable):
+        saved.future.wait("durable-object", 20)
+    with pytest.raises(StorageUnavailable):
+        manager.close(timeout=0.1)
+    far.refusals = 0
+    with writer(far, local_root=str(tmp_path)) as heir:  # brings up what only the disk has
+        found = CheckpointManager(far, layer_id=LAYER).restore_checkpoint(saved, "cpu")
+        assert found["state_data"]["lifecycle"] == 9
+        later = heir.save_checkpoint(LAYER, 4, {})
+        assert later.future is not None
+        assert later.future.wait(timeout=20) == "durable-object"
 
 
-def test_commit_that_lies_about_a_size_is_damage(local_log: RunLog) -> None:
-    ref = manifest.segments(local_log.read_commit(2))[1]
-    lie = {**ref.to_json(), "size": ref.size + 1}
-    local_log.root.create(commit_path(3), forged_commit([lie]))
-    manager = CheckpointManager(local_log)
-    assert damage(manager) == [commit_path(3)]
-    with pytest.raises(CorruptError, match="bytes, not"):
-        manager.load(3)
-
-
-def test_lone_commit_that_lies_about_a_size_is_damage(root: Root) -> None:
-    log = RunLog(root)
-    log.open_epoch(None)
-    ref = log.put_segment("a", b"data", "arrow")
-    root.create(commit_path(3), forged_commit([{**ref.to_json(), "size": 9}]))
-    assert damage(CheckpointManager(log)) == [ref.path]
-
-
-def test_path_out_of_the_root_in_a_manifest_is_refused(local_log: RunLog, tmp_path: Path) -> None:
-    (tmp_path / "secret").write_bytes(b"1")
-    ref = manifest.segments(local_log.read_commit(2))[0].to_json()
-    local_log.root.create(commit_path(3), forged_commit([{**ref, "file": "../../secret"}]))
-    manager = CheckpointManager(local_log)
-    with pytest.raises(CorruptError, match="refused segment"):
-        manager.load(3)
-    assert damage(manager) == [commit_path(3)]
+@pytest.mark.parametrize("damaged", ["segments", "layers"])
+def test_a_damaged_rest_on_the_disk_is_left_there_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: str
+) -> None:
+    far = FaultyRoot.new()
+    manager = writer(far, local_root=tmp_path, policy=CommitPolicy(0.0, retry_s=0.0))
+    far.refusals = 10_000
+    saved = manager.save_checkpoint(LAYER, 4, {"lifecycle": 3})
+    assert saved.future is not None
+    saved.future.wait("durable-local", 20)
+    with pytest.raises(StorageUnavailable):
+        manager.close(timeout=0.1)
+    for path in (tmp_path / damaged).rglob("*.*"):
+        flip(path)
+    far.refusals = 0
+    with writer(far, local_root=tmp_path) as heir:
+        assert "cannot be brought to" in caplog.text
+        heir.save_checkpoint(LAYER, 4, {})
+        heir.flush("durable-object")
+    with pytest.raises(ConfigError, match="not a folder of this machine"):
+        CheckpointManager(str(tmp_path), layer_id=LAYER, local_root=far)

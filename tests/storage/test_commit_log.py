@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from esper_ray.errors import CheckpointNotFound, CorruptError, FencedError, StorageUnavailable
 from esper_ray.storage import commit_log, manifest, objects
-from esper_ray.storage.checkpoint_manager import CheckpointManager
 from esper_ray.storage.commit_log import EpochRecord, RunLog, lineage
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.objects import commit_path, epoch_path
+from esper_ray.storage.run_checkpoints import RunCheckpoints
 
 
 class UnreliableRoot(Root):
@@ -371,7 +371,7 @@ def test_writer_killed_at_any_moment_leaves_only_whole_commits(tmp_path: Path) -
             acknowledged += [int(line) for line in writer.stdout if line.endswith(b"\n")]
         writer.wait(timeout=20)
     log = RunLog(Root.open(str(tmp_path)))
-    manager = CheckpointManager(log)
+    manager = RunCheckpoints(log)
     assert set(acknowledged) <= set(log.commit_numbers())
     for seq in log.commit_numbers():
         assert manager.load(seq)["step"] == seq

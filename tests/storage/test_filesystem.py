@@ -1,13 +1,11 @@
-"""One contract for every backend, then what only a local disk can do."""
+"""URLs, replies of object stores, and what only a local disk can do."""
 
 from __future__ import annotations
 
 import errno
 import os
-import pickle
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pytest
 from fsspec.registry import _registry as registered
 
 from esper_ray.errors import CorruptError, StorageUnavailable
-from esper_ray.storage import filesystem, local_disk
+from esper_ray.storage import local_disk
 from esper_ray.storage.filesystem import Root
 
 
@@ -25,104 +23,6 @@ def raiser(error: Exception) -> Callable[..., Any]:
         raise error
 
     return fail
-
-
-# ------------------------------------------------------------------ contract
-
-
-def test_opening_writes_nothing(root: Root, tmp_path: Path) -> None:
-    assert root.names("") == []
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_created_object_is_read_back(root: Root) -> None:
-    root.create("a/b/c.bin", b"hello")
-    assert root.read("a/b/c.bin", 5) == b"hello"
-    assert root.size("a/b/c.bin") == 5
-    assert root.names("a/b") == ["c.bin"]
-    assert root.names("a") == ["b"]
-
-
-def test_second_create_conflicts_and_changes_nothing(root: Root) -> None:
-    root.create("a/x", b"first")
-    with pytest.raises(FileExistsError):
-        root.create("a/x", b"second")
-    assert root.read("a/x", 100) == b"first"
-    assert root.leftovers("a") == []
-
-
-@pytest.fixture
-def eager_threads() -> Iterator[None]:
-    """Let threads change places often, else a look-then-write store wins races by luck."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
-
-
-@pytest.mark.usefixtures("eager_threads")
-def test_eight_threads_have_exactly_one_winner(root: Root) -> None:
-    for turn in range(20):
-        barrier, wins = threading.Barrier(8), list[int]()
-
-        def attempt(who: int, barrier: threading.Barrier, wins: list[int], path: str) -> None:
-            barrier.wait()
-            try:
-                root.create(path, bytes([who]) * 100)
-            except FileExistsError:
-                return
-            wins.append(who)
-
-        threads = [
-            threading.Thread(target=attempt, args=(who, barrier, wins, f"race/{turn}"))
-            for who in range(8)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(wins) == 1
-        assert root.read(f"race/{turn}", 100) == bytes(wins) * 100
-    assert root.leftovers("race") == []
-
-
-def test_absent_object_is_file_not_found(root: Root) -> None:
-    with pytest.raises(FileNotFoundError):
-        root.read("no/such", 10)
-    with pytest.raises(FileNotFoundError):
-        root.size("no/such")
-    assert root.names("no") == []
-
-
-def test_object_over_the_limit_is_refused(root: Root) -> None:
-    root.create("x", b"12345")
-    with pytest.raises(CorruptError, match="5 bytes, at most 4"):
-        root.read("x", 4)
-
-
-def test_temporary_names_are_not_listed(root: Root) -> None:
-    root.create("a/b.json", b"1")
-    root.create("a/c.json.0123.tmp", b"1")
-    assert root.names("a") == ["b.json"]
-    assert root.leftovers("a") == ["c.json.0123.tmp"]
-
-
-@pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/passwd", "a//b", "", "a\\b", "a\0b"])
-def test_path_outside_the_prefix_is_refused(root: Root, path: str) -> None:
-    with pytest.raises(ValueError, match="not a path below"):
-        root.create(path, b"1")
-    with pytest.raises(ValueError, match="not a path below"):
-        root.read(path, 1)
-    with pytest.raises(ValueError, match="not a path below"):
-        root.size(path)
-
-
-def test_root_travels_by_pickle(root: Root) -> None:
-    root.create("x", b"1")
-    again = pickle.loads(pickle.dumps(root))
-    assert again.url == root.url
-    assert again.local == root.local
-    assert again.read("x", 1) == b"1"
 
 
 # ------------------------------------------------------------------ URLs
@@ -186,57 +86,6 @@ def test_refused_storage_option_is_reported(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(fsspec, "get_filesystem_class", lambda _: kind)
     with pytest.raises(StorageUnavailable, match="unexpected option"):
         Root.open("memory://x")
-
-
-# ------------------------------------------------------------------ replies of object stores
-
-
-class ClientError(Exception):
-    """Shaped as botocore's error."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
-        self.response = {"Error": {"Code": code}}
-
-
-def remote() -> Root:
-    return Root.open("memory://remote", {"skip_instance_cache": True})
-
-
-def test_conflict_reported_as_another_error_is_still_a_conflict(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    root, error = remote(), OSError(errno.EINVAL, "Invalid argument")
-    error.__cause__ = ClientError("412")
-    monkeypatch.setattr(root._fs, "pipe_file", raiser(error))
-    with pytest.raises(FileExistsError):
-        root.create("x", b"1")
-
-
-@pytest.mark.parametrize("error", [ClientError("AccessDenied"), FileNotFoundError("no bucket")])
-def test_failed_remote_write_is_storage_unavailable(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = remote()
-    monkeypatch.setattr(root._fs, "pipe_file", raiser(error))
-    with pytest.raises(StorageUnavailable, match="cannot write memory://remote/x") as caught:
-        root.create("x", b"1")
-    assert caught.value.hint
-
-
-def test_failed_remote_list_is_storage_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    root = remote()
-    monkeypatch.setattr(root._fs, "ls", raiser(ClientError("SlowDown")))
-    with pytest.raises(StorageUnavailable, match="cannot list"):
-        root.names("commits")
-
-
-def test_truncated_reply_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    root = remote()
-    monkeypatch.setattr(root._fs, "info", lambda _: {"size": 5})
-    monkeypatch.setattr(root._fs, "cat_file", lambda _: b"123")
-    with pytest.raises(CorruptError, match="3 of 5"):
-        root.read("x", 10)
 
 
 # ------------------------------------------------------------------ local disk
@@ -374,7 +223,3 @@ def test_folder_made_by_another_thread_meanwhile_is_used(
     monkeypatch.setattr(os, "mkdir", twice)
     Root.open(str(tmp_path)).create("a/x", b"1")
     assert (tmp_path / "a/x").read_bytes() == b"1"
-
-
-def test_error_code_is_empty_without_a_response() -> None:
-    assert filesystem._error_code(OSError()) == ""

@@ -112,7 +112,8 @@ def test_oversized_manifest_is_refused_unparsed(monkeypatch: pytest.MonkeyPatch)
         ({"format": "other"}, "format is 'other'"),
         ({}, "format is None"),
         ({"format": "esper-ckpt", "min_reader": 2}, "newer version"),
-        ({"format": "esper-ckpt", "min_reader": "1"}, "newer version"),
+        ({"format": "esper-ckpt", "min_reader": "1"}, "which never was"),
+        ({"format": "esper-ckpt", "min_reader": 0}, "which never was"),
     ],
 )
 def test_manifest_of_another_format_or_version_is_refused(

@@ -1,0 +1,156 @@
+"""`esper-ray checkpoints`: look at what a run has stored, keep it whole and keep it small."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from esper_ray.terminal import guarded, json_option, print_json, stored
+
+if TYPE_CHECKING:
+    from esper_ray.storage import RunCheckpoints
+
+
+@click.group()
+def checkpoints() -> None:
+    """Look at what a run has stored, keep it whole and keep it small."""
+
+
+def _found(url: str) -> tuple[RunCheckpoints, str, bool]:
+    """The checkpoints of the run at URL, the selector, and whether the user gave one."""
+    from esper_ray.storage import RunCheckpoints, RunLog, split_url
+
+    prefix, selector = split_url(url)
+    return RunCheckpoints(RunLog(stored(prefix))), selector, prefix != url
+
+
+@checkpoints.command("list")
+@click.argument("url")
+@json_option
+@guarded
+def list_(url: str, as_json: bool) -> None:
+    """List the checkpoints of the run at URL, newest first."""
+    from esper_ray.console import checkpoint_table
+
+    rows = _found(url)[0].rows()
+    if as_json:
+        print_json({"url": url, "checkpoints": rows})
+    else:
+        click.echo(checkpoint_table(rows))
+
+
+@checkpoints.command()
+@click.argument("url")
+@json_option
+@guarded
+def show(url: str, as_json: bool) -> None:
+    """Show one checkpoint: URL@latest, URL@step=N, URL@PIN."""
+    from esper_ray.console import checkpoint_text
+
+    found, selector, _ = _found(url)
+    body = found.load(found.resolve(selector))
+    if as_json:
+        print_json(body)
+    else:
+        click.echo(checkpoint_text(body))
+
+
+@checkpoints.command()
+@click.argument("url")
+@click.option("--quick", is_flag=True, help="Look at presence and sizes, hash manifests only.")
+@json_option
+@guarded
+def verify(url: str, quick: bool, as_json: bool) -> None:
+    """Hash all that is stored at URL, or all that URL@step=N needs; exit 4 on any damage."""
+    from esper_ray.errors import CorruptError
+
+    found, selector, explicit = _found(url)
+    problems = found.verify(found.resolve(selector) if explicit else None, quick=quick)
+    if as_json:
+        print_json({"url": url, "problems": problems})
+    for problem in problems if not as_json else []:
+        click.echo(f"{problem['severity']}: {problem['object']}: {problem['problem']}")
+    damaged = [p for p in problems if p["severity"] == "damage"]
+    if damaged:
+        raise CorruptError(
+            f"{len(damaged)} damaged objects at {url}", "restore an undamaged one by URL@step=N"
+        )
+    if not as_json:
+        said = "has the size that" if quick else "is what"
+        click.echo(f"ok: every object at {url} {said} was committed")
+
+
+@checkpoints.command()
+@click.argument("url")
+@click.argument("name")
+@json_option
+@guarded
+def pin(url: str, name: str, as_json: bool) -> None:
+    """Give the checkpoint URL[@step=N] a NAME: URL@NAME finds it, and no prune takes it."""
+    from esper_ray.storage import pins, split_url
+
+    pins.check_name(name)
+    found, selector, _ = _found(url)
+    made = pins.pin(stored(split_url(url)[0]), name, found.resolve(selector))
+    if as_json:
+        print_json({"url": url, "name": made.name, "seq": made.seq, "step": made.step})
+    else:
+        click.echo(f"{name}: step {made.step}")
+
+
+@checkpoints.command()
+@click.argument("url")
+@click.argument("name")
+@json_option
+@guarded
+def unpin(url: str, name: str, as_json: bool) -> None:
+    """Take the NAME of a checkpoint away; the checkpoint stays until a prune takes it."""
+    from esper_ray.storage import pins
+
+    pins.unpin(stored(url), name)
+    if as_json:
+        print_json({"url": url, "name": name})
+    else:
+        click.echo(f"{name} is no pin any more")
+
+
+@checkpoints.command()
+@click.argument("url")
+@click.option("--keep-last", type=click.IntRange(1), default=20, show_default=True)
+@click.option(
+    "--keep-every", type=click.IntRange(0), default=0, help="Also keep each K-th; 0 is none."
+)
+@click.option("--grace", type=click.FloatRange(0), default=24.0, show_default=True, help="Hours.")
+@click.option("--alone", is_flag=True, help="No run writes there: a grace below 2 hours is safe.")
+@click.option("--dry-run", is_flag=True, help="Say what would happen, and change nothing.")
+@json_option
+@guarded
+def prune(
+    url: str,
+    keep_last: int,
+    keep_every: int,
+    grace: float,
+    alone: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Mark what is not kept, and delete what was marked longer than the grace ago.
+
+    Kept are the newest commits, each K-th, all pins, and all that these reach.
+    """
+    import dataclasses
+
+    from esper_ray.storage import Retention, prune
+
+    policy = Retention(keep_last, keep_every)
+    report = prune(stored(url), policy, grace * 3600, alone=alone, dry_run=dry_run)
+    if as_json:
+        print_json({"url": url, "dry_run": dry_run, **dataclasses.asdict(report)})
+        return
+    click.echo(f"{len(report.kept)} checkpoints are kept")
+    for path in report.deleted:
+        click.echo(f"{'would delete' if dry_run else 'deleted'}: {path}")
+    click.echo(f"{len(report.deleted)} objects, {report.bytes_deleted} bytes deleted")
+    later = len(report.marked) + len(report.waiting)
+    click.echo(f"{later} objects are marked for a prune {grace:g} h after they were")

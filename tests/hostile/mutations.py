@@ -1,0 +1,130 @@
+"""Stored bytes changed as disks, networks and people change them, without any digest renewed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tests.hostile.stored_run import Objects, commits
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """New bytes by path, None for a deleted object.
+
+    `forged`: all digests are true, as by somebody who may write there. `legal`: the forged content
+    may be what a run could have stored, so that only a signature tells it from one.
+    """
+
+    name: str
+    changes: dict[str, bytes | None] = field(repr=False)
+    forged: bool = False
+    legal: bool = False
+
+
+Mutation = Callable[[random.Random, Objects], Mutant]
+
+
+def _aims(rng: random.Random, objects: Objects) -> list[str]:
+    """Half of the time what the newest commit is made of, else every object."""
+    newest = commits(objects)[0]
+    if rng.random() < 0.5:
+        return sorted(objects)
+    told = objects[newest].decode()
+    return [newest, *(path for path in sorted(objects) if path.rpartition("/")[2] in told)]
+
+
+def _one(name: str, change: Callable[[random.Random, bytes], bytes]) -> Mutation:
+    def mutate(rng: random.Random, objects: Objects) -> Mutant:
+        path = rng.choice(_aims(rng, objects))
+        return Mutant(f"{name} {path}", {path: change(rng, objects[path])})
+
+    return mutate
+
+
+def flip_bits(rng: random.Random, data: bytes) -> bytes:
+    """One to four bits flipped."""
+    changed = bytearray(data)
+    for at in rng.sample(range(len(data) * 8), rng.randint(1, 4)):
+        changed[at // 8] ^= 1 << at % 8
+    return bytes(changed)
+
+
+def _truncated(rng: random.Random, data: bytes) -> bytes:
+    return data[: rng.choice([0, 1, len(data) - 1, rng.randrange(len(data))])]
+
+
+def _extended(rng: random.Random, data: bytes) -> bytes:
+    more = rng.choice([b"\n", b" ", b"\0", b"{}", data, rng.randbytes(rng.randint(1, 4096))])
+    return rng.choice([data + more, more + data])
+
+
+def _zeroed(rng: random.Random, data: bytes) -> bytes:
+    start = rng.randrange(len(data))
+    changed = bytearray(data)
+    changed[start:] = bytes(len(data) - start)
+    return bytes(changed) if bytes(changed) != data else b""
+
+
+def _moved_block(rng: random.Random, data: bytes) -> bytes:
+    """A block of 512 bytes from elsewhere in the same object, as a mixed-up disk write."""
+    block = min(512, len(data) // 2)
+    source, target = (rng.randrange(len(data) - block + 1) for _ in range(2))
+    changed = data[:target] + data[source : source + block] + data[target + block :]
+    return changed if changed != data else flip_bits(rng, data)
+
+
+def _overwritten(rng: random.Random, data: bytes) -> bytes:
+    return rng.randbytes(rng.randint(1, 2 * len(data)))
+
+
+def _swapped(rng: random.Random, objects: Objects) -> Mutant:
+    """Two objects in each other's place."""
+    one = rng.choice(sorted(objects))
+    other = rng.choice([path for path in sorted(objects) if objects[path] != objects[one]])
+    return Mutant(f"swap {one} {other}", {one: objects[other], other: objects[one]})
+
+
+def _copied(rng: random.Random, objects: Objects) -> Mutant:
+    """One object in the place of another of its kind."""
+    target = rng.choice(sorted(objects))
+    folder = target.partition("/")[0]
+    kin = [p for p in sorted(objects) if p.startswith(folder) and objects[p] != objects[target]]
+    source = rng.choice(kin or [p for p in sorted(objects) if objects[p] != objects[target]])
+    return Mutant(f"copy {source} over {target}", {target: objects[source]})
+
+
+def _deleted(rng: random.Random, objects: Objects) -> Mutant:
+    """Any object but a commit, whose loss leaves what pruning it would leave."""
+    path = rng.choice(sorted(objects.keys() - set(commits(objects))))
+    return Mutant(f"delete {path}", {path: None})
+
+
+def _added(rng: random.Random, objects: Objects) -> Mutant:
+    """A record under a number of its own: rubbish, or a copy of another."""
+    newest = commits(objects)[0]
+    seq = rng.choice([int(newest[8:28]) + 1, 10**20 - 1])
+    data = rng.choice([b"", b"{}", rng.randbytes(100), objects[newest]])
+    return Mutant(f"add commit {seq}", {f"commits/{seq:020d}.json": data})
+
+
+MUTATIONS: tuple[Mutation, ...] = (
+    _one("flip", flip_bits),
+    _one("flip", flip_bits),
+    _one("flip", flip_bits),
+    _one("truncate", _truncated),
+    _one("extend", _extended),
+    _one("zero", _zeroed),
+    _one("move a block of", _moved_block),
+    _one("overwrite", _overwritten),
+    _swapped,
+    _copied,
+    _deleted,
+    _added,
+)
+
+
+def mutant(rng: random.Random, objects: Objects) -> Mutant:
+    """One damaged store."""
+    return rng.choice(MUTATIONS)(rng, objects)
