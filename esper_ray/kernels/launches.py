@@ -22,7 +22,7 @@ from esper_ray.kernels.triton_word import word_backward_kernel, word_blend_kerne
 _MULTIPROCESSORS: Final = 132
 WIDE_ROWS: Final = 64
 """Rows that a program of the wide kernels takes at once."""
-WORD_BLEND, WORD_BACKWARD = (64, 4, 2048), (64, 4, 256)
+WORD_BLEND, WORD_BACKWARD = (32, 8, 384), (64, 4, 256)
 """Seeds of a program, rows whose words it asks for at once, threads that a multiprocessor gets."""
 _WORDS: Final = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _FLOATS: Final = {

@@ -1,9 +1,10 @@
 """The blend of `triton_blend` where all seeds are at work and each chunk is one machine word.
 
 4 features of bf16 are one. A thread holds the weights of one seed in its registers and walks over
-rows; a warp reads the words of 32 seeds at once. Matrix units would multiply by blocks of which
-three quarters are zeros. Sums over rows are kept per program and added up afterwards in a fixed
-order, so results do not differ from run to run.
+rows; a warp reads the words of 32 seeds at once, and asks for those of the next rows before it
+computes. Matrix units would multiply by blocks of which three quarters are zeros. Sums over rows
+are kept per program and added up afterwards in a fixed order, so results do not differ from run to
+run.
 """
 
 from __future__ import annotations
@@ -19,18 +20,34 @@ def _numbers(word, C: tl.constexpr, BITS: tl.constexpr, FLOAT: tl.constexpr):
     """The C numbers of each word, as float32."""
     found = ()
     for c in tl.static_range(C):
-        raw = word >> (c * BITS)
-        raw = raw.to(tl.int16) if BITS == 16 else raw.to(tl.int32)
-        found = found + (raw.to(FLOAT, bitcast=True).to(tl.float32),)
+        # By halves of 32 bits, which are registers: shifts of 64 bits take several instructions.
+        half = (word >> (c * BITS // 32 * 32)).to(tl.int32)
+        if BITS == 32:
+            number = half.to(tl.float32, bitcast=True)
+        elif FLOAT == tl.bfloat16:  # the upper half of a float32
+            raw = half & -65536 if c % 2 else half << 16
+            number = raw.to(tl.float32, bitcast=True)
+        else:
+            raw = (half >> (c % 2 * 16)).to(tl.int16)
+            number = raw.to(FLOAT, bitcast=True).to(tl.float32)
+        found = found + (number,)
     return found
 
 
 @triton.jit
-def _placed(number, c: tl.constexpr, BITS: tl.constexpr, FLOAT: tl.constexpr, WORD: tl.constexpr):
-    """A float32 number as the c-th of a word whose other numbers are 0."""
-    rounded = number.to(FLOAT)
-    raw = rounded.to(tl.uint16, bitcast=True) if BITS == 16 else rounded.to(tl.uint32, bitcast=True)
-    return raw.to(WORD) << (c * BITS)
+def _packed(numbers, C: tl.constexpr, BITS: tl.constexpr, FLOAT: tl.constexpr, WORD: tl.constexpr):
+    """The words of C float32 numbers each."""
+    out = tl.zeros(numbers[0].shape, WORD)
+    for first in tl.static_range(0, C, 32 // BITS):
+        half = tl.zeros(numbers[0].shape, tl.int32)
+        for c in tl.static_range(first, min(C, first + 32 // BITS)):
+            raw = numbers[c].to(FLOAT)
+            if BITS == 16:
+                half |= raw.to(tl.uint16, bitcast=True).to(tl.int32) << (c % 2 * 16)
+            else:
+                half = raw.to(tl.int32, bitcast=True)
+        out |= half.to(tl.uint32, bitcast=True).to(WORD) << (first * BITS)
+    return out
 
 
 @triton.jit
@@ -97,10 +114,12 @@ def word_blend_kernel(Y, OUT, W_IN, B_IN, W_OUT, B_OUT, ALPHA, SLOTS, FAULTS, B,
     b_in, b_out = _noughts(H, BS), _noughts(C, BS)
     if BIASES:
         b_in, b_out = _loaded(B_IN + slot * H, H, valid), _loaded(B_OUT + slot * C, C, valid)
-    wrong = tl.zeros([BS], tl.int32)
+    faults = tl.zeros([BS], tl.float32)
     start = tl.program_id(1) * RPP
-    for r in range(start, tl.minimum(start + RPP, B), BM):
-        words = _words(Y + seed, N, r, B, real, BS, BM)
+    end = tl.minimum(start + RPP, B)
+    words = _words(Y + seed, N, start, end, real, BS, BM)
+    for r in range(start, end, BM):
+        ahead = _words(Y + seed, N, r + BM, end, real, BS, BM)
         for i in tl.static_range(BM):
             x = _numbers(words[i], C, BITS, FLOAT)
             f = b_out
@@ -110,18 +129,19 @@ def word_blend_kernel(Y, OUT, W_IN, B_IN, W_OUT, B_OUT, ALPHA, SLOTS, FAULTS, B,
                 for c in tl.static_range(C):
                     more = more + (f[c] + a * w_out[k * C + c],)
                 f = more
-            out = tl.zeros([BS], WORD)
+            blended = ()
             for c in tl.static_range(C):
                 delta = f[c] if RESIDUAL else f[c] - x[c]
                 fine = tl.abs(delta) < float("inf")  # False for NaN too
-                wrong |= (fine == 0).to(tl.int32)
-                y = x[c] + tl.where(fine, alpha * delta, 0.0)
-                out |= _placed(y, c, BITS, FLOAT, WORD)
+                faults += delta * 0.0  # NaN from the first that is not finite on
+                blended = blended + (x[c] + tl.where(fine, alpha * delta, 0.0),)
+            out = _packed(blended, C, BITS, FLOAT, WORD)
             row = tl.zeros([BS], tl.int64) + (r + i)
             out = tl.where(valid, out, words[i])
-            tl.store(OUT + row * N + seed, out, mask=real & (row < B))
+            tl.store(OUT + row * N + seed, out, mask=real & (row < end))
+        words = ahead
     # Whoever finds a fault writes the same number.
-    tl.store(FAULTS + seed, tl.full([BS], 1.0, tl.float32), mask=valid & (wrong > 0))
+    tl.store(FAULTS + seed, tl.full([BS], 1.0, tl.float32), mask=valid & (faults != 0.0))
 
 
 @triton.jit(do_not_specialize=["RPP"])
@@ -146,9 +166,12 @@ def word_backward_kernel(G, GH, Y, W_IN, B_IN, W_OUT, DW, ALPHA, SLOTS, B, N, RP
     d_in, d_b_in = _noughts(C * H, BS), _noughts(H, BS)
     d_out, d_b_out = _noughts(H * C, BS), _noughts(C, BS)
     start = tl.program_id(1) * RPP
-    for r in range(start, tl.minimum(start + RPP, B), BM):
-        words = _words(G + seed, N, r, B, real, BS, BM)
-        kept = _words(Y + seed, N, r, B, valid, BS, BM)
+    end = tl.minimum(start + RPP, B)
+    words = _words(G + seed, N, start, end, real, BS, BM)
+    kept = _words(Y + seed, N, start, end, valid, BS, BM)
+    for r in range(start, end, BM):
+        ahead = _words(G + seed, N, r + BM, end, real, BS, BM)
+        kept_ahead = _words(Y + seed, N, r + BM, end, valid, BS, BM)
         for i in tl.static_range(BM):
             x = _numbers(kept[i], C, BITS, FLOAT)
             g = _numbers(words[i], C, BITS, FLOAT)
@@ -170,7 +193,7 @@ def word_backward_kernel(G, GH, Y, W_IN, B_IN, W_OUT, DW, ALPHA, SLOTS, B, N, RP
                 for c in tl.static_range(C):
                     more_out = more_out + (d_out[k * C + c] + gf[c] * a,)
             d_b_in, d_out = more, more_out
-            out, more = tl.zeros([BS], WORD), ()
+            summed, more = (), ()
             for c in tl.static_range(C):
                 dx = tl.zeros([BS], tl.float32)
                 for k in tl.static_range(H):
@@ -179,11 +202,13 @@ def word_backward_kernel(G, GH, Y, W_IN, B_IN, W_OUT, DW, ALPHA, SLOTS, B, N, RP
                 dx = tl.where(tl.abs(dx) < float("inf"), dx, 0.0)
                 if not RESIDUAL:
                     dx -= gf[c]
-                out |= _placed(g[c] + dx, c, BITS, FLOAT, WORD)
+                summed = summed + (g[c] + dx,)
             d_in = more
+            out = _packed(summed, C, BITS, FLOAT, WORD)
             row = tl.zeros([BS], tl.int64) + (r + i)
             out = tl.where(valid, out, words[i])
-            tl.store(GH + row * N + seed, out, mask=real & (row < B))
+            tl.store(GH + row * N + seed, out, mask=real & (row < end))
+        words, kept = ahead, kept_ahead
     to = DW + (tl.program_id(1).to(tl.int64) * N + seed) * P
     second: tl.constexpr = C * H + H if BIASES else C * H
     for p in tl.static_range(C * H):
