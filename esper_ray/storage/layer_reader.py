@@ -52,9 +52,9 @@ class LayerReader:
     def _read(self, path: str) -> tuple[ShardManifest, str]:
         """From the root that decides, and from copies of it where that does not help."""
         failures: list[EsperError] = []
-        for root in reversed(self.source.roots):
+        for place in (*reversed(self.source.roots), *self.source.replicas):
             try:
-                return layer_manifest.read(root, path)
+                return layer_manifest.read(place, path)
             except FileNotFoundError:
                 continue
             except EsperError as error:
