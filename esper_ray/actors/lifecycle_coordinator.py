@@ -30,7 +30,7 @@ from esper_ray.grafting import GraftingSettings
 from esper_ray.growth.assembly import load_module
 from esper_ray.lifecycle import Decisions, ExtendedLifecycle, LifecycleManager, by_people
 from esper_ray.policy import PolicySettings
-from esper_ray.storage import EpochRecord, Root, RunLog, SegmentRef, SigningKey, codec
+from esper_ray.storage import EpochRecord, Mirror, Root, RunLog, SegmentRef, SigningKey, codec
 
 _S = ExtendedLifecycle
 
@@ -54,6 +54,7 @@ class CoordinatorSpec:
     factory: str
     manifest: Mapping[str, object]
     signing_key: SigningKey | None = None
+    mirror: Mirror = Mirror()
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,11 +240,12 @@ class LifecycleCoordinator:
             by_policy = decided.take(~by_people(decided.requests.cause))
             self._journal.refusals(by_policy, now.epoch, now.step)
         try:
-            return await self._commit(now), ""
+            seq = await self._commit(now)
         except StorageUnavailable as error:
             if last or not self._spec.upload_errors_pass:
                 raise
             return None, str(error)
+        return seq, self._spec.mirror.follow(self._log)
 
     async def _commit(self, now: Observation) -> int:
         """Store what an interrupted commit still lacks, then all of this epoch, as a commit."""

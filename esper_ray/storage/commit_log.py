@@ -11,6 +11,7 @@ from esper_ray.errors import (
     CorruptError,
     FencedError,
     StorageUnavailable,
+    TooNewError,
 )
 from esper_ray.storage import capability, gc_log, manifest, objects
 from esper_ray.storage.filesystem import Root
@@ -111,7 +112,7 @@ class RunLog:
         CapabilityError, and nothing stored, where the store has no conditional create.
         """
         capability.check_conditional_create(self.root)
-        objects.ensure_format(self.root)
+        self._ensure_format()
         for _ in range(_EPOCH_ATTEMPTS):
             seqs = self.commit_numbers()
             if resumed_from is not None and resumed_from not in seqs:
@@ -256,6 +257,16 @@ class RunLog:
         history = lineage(leading_to(upto, self.epochs()), told)
         parts = ((seq, told[seq]) for seq in reversed(history))
         return [(seq, part) for seq, part in parts if part is not None]
+
+    def _ensure_format(self) -> None:
+        try:
+            objects.ensure_format(self.root)
+        except TooNewError:
+            raise
+        except CorruptError:
+            path = objects.FORMAT_FILE
+            self.sources.read_record(path, objects.check_format_record)  # or it is as it is
+            self.root.replace(path, objects.format_record())
 
     def _check_kept(self, seq: int) -> None:
         """Wait until no garbage collection is about to delete a commit; it may be gone then."""

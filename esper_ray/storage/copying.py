@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from esper_ray.errors import CheckpointNotFound, ConfigError, CorruptError, FencedError
 from esper_ray.storage import capability, gc_log, manifest, objects, pins, signing
-from esper_ray.storage.commit_log import RunLog
+from esper_ray.storage.commit_log import RunLog, lineage
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.manifest import LogRef, SegmentRef
 from esper_ray.storage.objects import commit_path, epoch_path
@@ -153,10 +153,11 @@ def follow(log: RunLog, target: Root) -> CopyReport:
     copy = _Copy(log, target, read_back=False)
     starts = [number for number in log.epoch_numbers() if number not in known]
     copy.records([objects.FORMAT_FILE, *map(epoch_path, starts)])
-    if newest == 0 and (pruned := gc_log.record_numbers(log.root)):
-        for seq, part in log.log_parts():
-            copy.named_by(commit_path(seq), [part])
-        copy.records(map(gc_log.gc_path, pruned))
+    if newest == 0:
+        told = gc_log.pruned_parts(log.root)
+        parts = (told[seq] for seq in lineage(log.epochs(), told))
+        copy.named_by(commit_path(0), [part for part in parts if part])
+        copy.records(map(gc_log.gc_path, gc_log.record_numbers(log.root)))
     for seq in log.commit_numbers():
         if seq <= newest:
             continue

@@ -86,8 +86,12 @@ def ensure_format(root: Root) -> None:
     try:
         check_format(root)
     except FileNotFoundError:
-        body = {"format": manifest.FORMAT, "version": FORMAT_VERSION}
-        create_or_confirm(root, FORMAT_FILE, manifest.encode(body))
+        create_or_confirm(root, FORMAT_FILE, format_record())
+
+
+def format_record() -> bytes:
+    """The bytes of FORMAT.json."""
+    return manifest.encode({"format": manifest.FORMAT, "version": FORMAT_VERSION})
 
 
 def put_segment(root: Root, name: str, data: bytes, suffix: str, rows: int) -> SegmentRef:

@@ -49,10 +49,11 @@ class RestoreReport:
 
     def lines(self) -> list[str]:
         """What was taken from replicas, for people; nothing where all was whole."""
-        return [
+        taken = [
             f"{path} is missing or damaged and was read from {url}"
             for path, url in self.replaced.items()
         ]
+        return [*taken, *(["`esper-ray checkpoints repair` mends this"] if taken else [])]
 
 
 class Sources:
