@@ -59,18 +59,18 @@ def show(url: str, as_json: bool) -> None:
 @checkpoints.command()
 @click.argument("url")
 @click.option("--quick", is_flag=True, help="Look at presence and sizes, hash manifests only.")
-@click.option("--replica", "replicas", multiple=True, metavar="URL", help="Look there too.")
+@click.option("--replica", "replicas", multiple=True, metavar="URL", help="Compare with it.")
 @json_option
 @guarded
 def verify(url: str, quick: bool, replicas: tuple[str, ...], as_json: bool) -> None:
     """Hash all that is stored at URL, or all that URL@step=N needs; exit 4 on any damage."""
     from esper_ray.errors import CorruptError
+    from esper_ray.storage import RunLog, compare, split_url
 
     found, selector, explicit = _found(url)
     problems = found.verify(found.resolve(selector) if explicit else None, quick=quick)
     for replica in replicas:
-        there = _found(replica)[0].verify(quick=quick)
-        problems += [{**p, "object": f"{replica}/{p['object']}"} for p in there]
+        problems += compare(RunLog(stored(split_url(url)[0])), stored(replica), quick=quick)
     if as_json:
         print_json({"url": url, "problems": problems})
     for problem in problems if not as_json else []:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
@@ -54,7 +54,7 @@ class CoordinatorSpec:
     factory: str
     manifest: Mapping[str, object]
     signing_key: SigningKey | None = None
-    mirror: Mirror = Mirror()
+    mirror: Mirror = field(default_factory=Mirror)
 
 
 @dataclass(frozen=True, slots=True)

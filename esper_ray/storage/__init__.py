@@ -10,7 +10,7 @@ from esper_ray.storage.layer_manifest import ManifestRef, ShardId
 from esper_ray.storage.layer_rows import LayerSchema, Rows
 from esper_ray.storage.manifest import LogRef, SegmentRef
 from esper_ray.storage.memory_replica import MemoryReplica
-from esper_ray.storage.mirror import Mirror
+from esper_ray.storage.mirror import Mirror, compare
 from esper_ray.storage.repair import RepairReport, repair
 from esper_ray.storage.replica import Replica, WritableReplica
 from esper_ray.storage.retention import Retention
@@ -43,6 +43,7 @@ __all__ = [
     "ShardId",
     "SigningKey",
     "WritableReplica",
+    "compare",
     "copy_commit",
     "copy_run",
     "prune",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from esper_ray.errors import CheckpointNotFound, ConfigError, CorruptError, FencedError
 from esper_ray.storage import capability, gc_log, manifest, objects, pins, signing
@@ -14,8 +13,7 @@ from esper_ray.storage.filesystem import Root
 from esper_ray.storage.manifest import LogRef, SegmentRef
 from esper_ray.storage.objects import commit_path, epoch_path
 from esper_ray.storage.reachability import SEGMENT, layer_manifests
-
-_log = logging.getLogger(__name__)
+from esper_ray.storage.sources import differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +23,8 @@ class CopyReport:
     written: tuple[str, ...]
     present: int
     bytes_written: int
+    left_out: dict[int, str] = field(default_factory=dict)
+    """Commits that are not there in the end -> why; only where a run is followed."""
 
 
 class _Copy:
@@ -134,7 +134,7 @@ def copy_run(source: Root, target: Root) -> CopyReport:
         copy.named_by(commit_path(seq), manifest.references(log.read_commit(seq)))
     for seq, part in log.log_parts():
         copy.named_by(commit_path(seq), [part])
-    copy.records(map(gc_log.gc_path, gc_log.record_numbers(source)))
+    _collections(copy, source, target)
     copy.records(layers)
     copy.records(map(commit_path, seqs))
     copy.records(map(pins.pin_path, pins.pin_names(source)))
@@ -144,8 +144,8 @@ def copy_run(source: Root, target: Root) -> CopyReport:
 def follow(log: RunLog, target: Root) -> CopyReport:
     """Copy the starts and commits of a run that came after the newest which the target has.
 
-    A commit that is damaged, or was pruned meanwhile, is left out with a warning. FencedError where
-    the target holds another run.
+    A commit that is damaged, or was pruned meanwhile, is left out. FencedError where the target
+    holds another run.
     """
     there = RunLog(target)
     newest = max(there.commit_numbers(), default=0)
@@ -153,11 +153,11 @@ def follow(log: RunLog, target: Root) -> CopyReport:
     copy = _Copy(log, target, read_back=False)
     starts = [number for number in log.epoch_numbers() if number not in known]
     copy.records([objects.FORMAT_FILE, *map(epoch_path, starts)])
-    if newest == 0:
-        told = gc_log.pruned_parts(log.root)
-        parts = (told[seq] for seq in lineage(log.epochs(), told))
-        copy.named_by(commit_path(0), [part for part in parts if part])
-        copy.records(map(gc_log.gc_path, gc_log.record_numbers(log.root)))
+    if newest == 0 and (told := gc_log.pruned_parts(log.root)):
+        for seq in lineage(log.epochs(), told):
+            copy.named_by(commit_path(seq), [part] if (part := told[seq]) else [])
+        _collections(copy, log.root, target)
+    left_out = {}
     for seq in log.commit_numbers():
         if seq <= newest:
             continue
@@ -165,8 +165,8 @@ def follow(log: RunLog, target: Root) -> CopyReport:
             copy.named_by(commit_path(seq), manifest.references(log.read_commit(seq)))
             copy.records([commit_path(seq)])
         except (CorruptError, CheckpointNotFound) as error:
-            _log.warning("%s does not get checkpoint %d: %s", target.url, seq, error)
-    return copy.report()
+            left_out[seq] = str(error)
+    return replace(copy.report(), left_out=left_out)
 
 
 def copy_commit(source: Root, target: Root, seq: int) -> CopyReport:
@@ -189,7 +189,7 @@ def copy_commit(source: Root, target: Root, seq: int) -> CopyReport:
     refs, told = manifest.references(log.read_commit(seq)), log.log_parts(seq)
     copy.records([objects.FORMAT_FILE, *map(epoch_path, log.epoch_numbers())])
     copy.named_by(commit_path(seq), [*(part for _, part in told), *refs])
-    _tell(target, [(number, part) for number, part in told if number != seq])
+    _tell(target, {number: part for number, part in told if number != seq})
     copy.records([commit_path(seq)])
     there = RunLog(target)
     if seq not in there.lineage():
@@ -197,10 +197,30 @@ def copy_commit(source: Root, target: Root, seq: int) -> CopyReport:
     return copy.report()
 
 
-def _tell(target: Root, parts: list[tuple[int, LogRef]]) -> None:
+def same_collections(source: Root, target: Root) -> bool:
+    """Whether what the target records of garbage collections is the source's record of them."""
+    ours, theirs = (gc_log.record_numbers(place) for place in (source, target))
+    if max(theirs, default=0) > max(ours, default=0):
+        return False
+    return not any(differ(source, target, gc_log.gc_path(number)) for number in theirs)
+
+
+def _collections(copy: _Copy, source: Root, target: Root) -> None:
+    """Tell the target what was pruned: by the source's own record, where it has none of its own."""
+    if same_collections(source, target):
+        copy.records(map(gc_log.gc_path, gc_log.record_numbers(source)))
+    else:
+        _tell(target, gc_log.pruned_parts(source))
+
+
+def _tell(target: Root, parts: Mapping[int, LogRef | None]) -> None:
     """Record the event log of commits that stay behind, as a sweep does for those that it took."""
     known = {*gc_log.pruned_parts(target), *RunLog(target).commit_numbers()}
-    left = [{"seq": seq, "log": part.to_json()} for seq, part in parts if seq not in known]
+    left = [
+        {"seq": seq, "log": part and part.to_json()}
+        for seq, part in parts.items()
+        if seq not in known
+    ]
     if left:
         number = gc_log.append(target, "sweep", paths={}, commits=left)
         gc_log.append(target, "done", sweep=number)

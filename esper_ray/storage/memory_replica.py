@@ -10,7 +10,7 @@ LIMIT = 256 * 2**20
 class MemoryReplica:
     """A replica that forgets what was not used for longest, beyond `limit` bytes.
 
-    A plain object; or an actor on another machine, whose handle `actors.peers.Peer` makes a replica.
+    A plain object; or an actor on another machine, which `actors.peers.Peer` starts and calls.
     """
 
     def __init__(self, limit: int = LIMIT, url: str = "memory of a peer") -> None:

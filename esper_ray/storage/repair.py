@@ -11,11 +11,12 @@ from esper_ray.errors import CorruptError, FencedError
 from esper_ray.storage import gc_log, manifest, objects, pins
 from esper_ray.storage.collection import GRACE_S
 from esper_ray.storage.commit_log import RunLog
+from esper_ray.storage.copying import same_collections
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.manifest import LogRef, SegmentRef
 from esper_ray.storage.problems import Problem
 from esper_ray.storage.reachability import SEGMENT, layer_manifests
-from esper_ray.storage.sources import differing_starts
+from esper_ray.storage.sources import differ
 from esper_ray.storage.verification import known_folders, verify_objects
 
 _ROUNDS = 4  # a healed start shows commits, these show segments, these are healed
@@ -39,8 +40,9 @@ def repair(root: Root, replicas: Sequence[Root], grace_s: float = GRACE_S) -> Re
     FencedError if a replica holds another run, or a history of this one that went another way.
     """
     healed = dict[str, str]()
+    starts = RunLog(root).epoch_numbers()
     for replica in replicas:
-        if any(differing_starts(root, replica, n) for n in RunLog(root).epoch_numbers()):
+        if any(differ(root, replica, path) for path in map(objects.epoch_path, starts)):
             raise FencedError(
                 f"{replica.url} holds another run than {root.url}, or another history of it",
                 "name the replica of this run",
@@ -85,6 +87,8 @@ def _heal(
     root: Root, path: str, ref: SegmentRef | LogRef | None, replicas: Sequence[Root]
 ) -> str | None:
     """Replace one object; the replica that had it, or None."""
+    if path.startswith("gc/"):
+        replicas = [replica for replica in replicas if same_collections(root, replica)]
     if path.endswith(".json"):
         return _replace(root, path, replicas, manifest.MAX_BYTES, _is_record)
     if ref is not None:

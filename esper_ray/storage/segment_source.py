@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import zlib
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from esper_ray.storage.replica import Replica
 from esper_ray.storage.row_codec import Piece
 from esper_ray.storage.sources import Sources
 
+_log = logging.getLogger(__name__)
 MEMORY_BYTES = 64 * 2**20
 
 
@@ -70,6 +72,11 @@ class SegmentSource(Sources):
     ) -> None:
         super().__init__(roots, replicas)
         self.memory = memory or SegmentMemory()
+
+    def note(self, path: str, replica: Replica) -> None:
+        """Report, and log as a warning, that an object was taken from a replica."""
+        super().note(path, replica)
+        _log.warning("%s is missing or damaged and was read from %s", path, replica.url)
 
     def read(self, ref: SegmentRef) -> bytes:
         """The bytes of a segment, their size and sha256 checked; CorruptError if none has them."""

@@ -61,7 +61,8 @@ class Sources:
 
     def __init__(self, roots: Sequence[Root], replicas: Sequence[Replica] = ()) -> None:
         self.roots = tuple(roots)
-        self.replicas = tuple(_Doubted(replica) for replica in replicas)
+        self.replicas: tuple[Replica, ...] = tuple(_Doubted(replica) for replica in replicas)
+        self.places: tuple[Replica, ...] = (*self.roots, *self.replicas)
         self.report = RestoreReport()
 
     def first(self, path: str, read: Callable[[Replica], T]) -> tuple[int, T]:
@@ -72,7 +73,7 @@ class Sources:
         """
         failures: list[Exception] = []
         deciding = len(self.roots) - 1
-        for number, place in enumerate((*self.roots, *self.replicas)):
+        for number, place in enumerate(self.places):
             try:
                 found = read(place)
             except _FAILURES as error:
@@ -81,9 +82,13 @@ class Sources:
                     break
                 continue
             if number > deciding:
-                self.report.replaced[path] = place.url
+                self.note(path, place)
             return number, found
         raise failures[deciding]
+
+    def note(self, path: str, replica: Replica) -> None:
+        """Report that an object was taken from a replica."""
+        self.report.replaced[path] = replica.url
 
     def read_object(self, ref: SegmentRef | LogRef) -> bytes:
         """The bytes that a reference names, from the first place where they are whole."""
@@ -98,19 +103,20 @@ class Sources:
 
         def read(place: Replica) -> T:
             body = objects.read_manifest(place, path)
-            if isinstance(place, _Doubted) and differing_starts(self.roots[-1], place):
-                raise CorruptError(f"{place.url} holds another run than {self.roots[-1].url}")
+            root = self.roots[-1]
+            if isinstance(place, _Doubted) and differ(root, place, objects.epoch_path(1)):
+                raise CorruptError(f"{place.url} holds another run than {root.url}")
             return check(body, f"{place.url}/{path}")
 
         return self.first(path, read)[1]
 
 
-def differing_starts(root: Root, replica: Replica, number: int = 1) -> bool:
-    """Whether the records of a start can be read in both places and differ: two runs."""
+def differ(root: Root, replica: Replica, path: str) -> bool:
+    """Whether both places have a record that can be read, and not the same: two runs, or logs."""
     found = []
     for place in (root, replica):
         try:
-            data = place.read(objects.epoch_path(number), manifest.MAX_BYTES)
+            data = place.read(path, manifest.MAX_BYTES)
             manifest.decode(data)
         except _FAILURES:
             return False

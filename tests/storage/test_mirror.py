@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from esper_ray.errors import CorruptError, FencedError, StorageUnavailable
+from esper_ray.events.messages import EpochReport
 from esper_ray.runtime import Runtime
 from esper_ray.storage import Retention, Root, RunCheckpoints, RunLog, prune, repair
 from tests.hostile.stored_run import body_of, make_run, read_objects, resume, run_config, sealed
@@ -29,7 +31,7 @@ def place(mirrored: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def access(folder: Path, **more: object) -> dict[str, object]:
+def access(folder: Path, **more: Any) -> dict[str, Any]:
     replicas = [str(folder / "replica")]
     return {"replicas": replicas, "signing_key_file": str(folder / "key"), **more}
 
@@ -126,13 +128,18 @@ def test_a_replica_that_comes_late_gets_all_that_is_whole(place: Path) -> None:
 
 def test_a_replica_that_is_away_is_told_and_caught_up_with(tmp_path: Path) -> None:
     (tmp_path / "replica").write_bytes(b"no folder")
-    replicas = {"replicas": [str(tmp_path / "replica")]}
+    replicas: dict[str, Any] = {"replicas": [str(tmp_path / "replica")]}
     config = run_config(tmp_path / "run", 8, **replicas)
     with pytest.raises(StorageUnavailable), Runtime(config, local=True) as runtime:
         runtime.fit()
+
+    def end_fault(report: EpochReport) -> None:
+        if report.epoch == 4:  # the first commit was made at the end of epoch 3
+            (tmp_path / "replica").unlink()
+
     told: list[str] = []
     config = run_config(tmp_path / "run", 8, **replicas, on_upload_error="warn")
     with Runtime(config, local=True, warn=told.append) as runtime:
-        runtime.fit(on_epoch=lambda report: report.epoch or (tmp_path / "replica").unlink())
+        runtime.fit(on_epoch=end_fault)
     assert "a checkpoint is not stored yet: replica file://" in told[0]
     assert read_objects(tmp_path / "replica") == read_objects(tmp_path / "run")
