@@ -13,6 +13,7 @@ from esper_ray.storage.manifest import LogRef, SegmentRef
 from esper_ray.storage.replica import Replica
 
 T = TypeVar("T")
+_SHOWN = 8
 _FAILURES = (CorruptError, StorageUnavailable, FileNotFoundError)
 
 
@@ -53,7 +54,9 @@ class RestoreReport:
             f"{path} is missing or damaged and was read from {url}"
             for path, url in self.replaced.items()
         ]
-        return [*taken, *(["`esper-ray checkpoints repair` mends this"] if taken else [])]
+        if len(taken) > _SHOWN:
+            taken = [*taken[:_SHOWN], f"so were {len(taken) - _SHOWN} more"]
+        return [*taken, "`esper-ray checkpoints repair` mends this"] if taken else []
 
 
 class Sources:

@@ -23,7 +23,9 @@ from esper_ray.storage.reachability import (
     stored_segments,
 )
 
+_PROBE = re.compile(r"[0-9a-f]{32}")
 _TOP = {objects.FORMAT_FILE, "epochs", "commits", "segments", "log", "pins", "gc", "layers"}
+_TOP |= {"probes"}  # of `capability`; some stores keep the empty folder, or let nobody delete
 
 
 def verify_objects(log: RunLog, *, quick: bool = False) -> list[Problem]:
@@ -189,6 +191,7 @@ def known_folders(root: Root) -> dict[str, re.Pattern[str]]:
         "pins": pins.PIN_FILE,
         "gc": gc_log.GC_NAME,
         "layers": LAYER_KEY,
+        "probes": _PROBE,
         **dict(layer_folders(root)),
         "segments": re.compile("sha256"),
         "segments/sha256": FANOUT,

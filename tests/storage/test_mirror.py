@@ -12,8 +12,9 @@ import pytest
 from esper_ray.errors import CorruptError, FencedError, StorageUnavailable
 from esper_ray.events.messages import EpochReport
 from esper_ray.runtime import Runtime
-from esper_ray.storage import Retention, Root, RunCheckpoints, RunLog, prune, repair
+from esper_ray.storage import Retention, Root, RunCheckpoints, RunLog, copy_run, prune, repair
 from tests.hostile.stored_run import body_of, make_run, read_objects, resume, run_config, sealed
+from tests.servers.fixtures import Place
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +144,18 @@ def test_a_replica_that_is_away_is_told_and_caught_up_with(tmp_path: Path) -> No
         runtime.fit(on_epoch=end_fault)
     assert "a checkpoint is not stored yet: replica file://" in told[0]
     assert read_objects(tmp_path / "replica") == read_objects(tmp_path / "run")
+
+
+def test_a_run_on_a_disk_has_a_replica_on_an_object_store(tmp_path: Path, weed: Place) -> None:
+    far = weed.root()
+    make_run(tmp_path / "run", replicas=[far.url], replica_options=weed.options)
+    whole = read_objects(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "segments")
+    seq, told, _ = resume(tmp_path / "run", replicas=[far.url], replica_options=weed.options)
+    assert seq == 4
+    assert far.url in told[0]
+    shutil.rmtree(tmp_path / "run")
+    copy_run(far, Root.open(str(tmp_path / "run")))
+    copied = read_objects(tmp_path / "run")
+    assert {path: copied[path] for path in whole} == whole
+    assert RunCheckpoints(RunLog(far)).verify() == []
