@@ -6,6 +6,8 @@ import uuid
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from esper_ray.errors import CheckpointNotFound, CorruptError, FencedError
 from esper_ray.storage import gc_log, manifest, objects, pins
@@ -26,11 +28,15 @@ def replica() -> Root:
 @pytest.fixture
 def log(root: Root) -> RunLog:
     log = RunLog(root)
+    fill(log)
+    return log
+
+
+def fill(log: RunLog) -> None:
     log.open_epoch(None)
     for seq in range(1, 5):
         write(log, seq)
-    pins.pin(root, "good", 2)
-    return log
+    pins.pin(log.root, "good", 2)
 
 
 def write(log: RunLog, seq: int) -> None:
@@ -163,6 +169,30 @@ def test_all_objects_at_once_are_healed(log: RunLog, replica: Root) -> None:
     assert report.healed.keys() == whole.keys()
     assert report.left == ()
     assert everything(log.root) == whole
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_whatever_one_of_two_places_has_whole_is_healed(data: st.DataObject) -> None:
+    root, replica = (Root.open(f"memory://{uuid.uuid4().hex}/run") for _ in range(2))
+    fill(RunLog(root))
+    copy_run(root, replica)
+    whole = everything(root)
+    damaged = st.sets(st.sampled_from(sorted(whole)))
+    here, there = data.draw(damaged), data.draw(damaged)
+    for place, paths in ((root, here), (replica, there)):
+        for path in paths:
+            place.replace(path, b"damaged")
+    left = here & there
+    for seq in range(1, 5):  # only its commit says what a part of the event log must be
+        part = f"log/{manifest.log_file(1, seq)}"
+        if objects.commit_path(seq) in left and part in here:
+            left.add(part)
+    report = repair(root, [replica])
+    assert everything(root) == {**whole, **dict.fromkeys(left, b"damaged")}
+    assert {p["object"] for p in report.left if p["severity"] == "damage"} <= left | {
+        pins.pin_path("good")
+    }
 
 
 def test_replica_that_is_damaged_too_heals_nothing(log: RunLog, replica: Root) -> None:
