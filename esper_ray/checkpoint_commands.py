@@ -59,14 +59,18 @@ def show(url: str, as_json: bool) -> None:
 @checkpoints.command()
 @click.argument("url")
 @click.option("--quick", is_flag=True, help="Look at presence and sizes, hash manifests only.")
+@click.option("--replica", "replicas", multiple=True, metavar="URL", help="Compare with it.")
 @json_option
 @guarded
-def verify(url: str, quick: bool, as_json: bool) -> None:
+def verify(url: str, quick: bool, replicas: tuple[str, ...], as_json: bool) -> None:
     """Hash all that is stored at URL, or all that URL@step=N needs; exit 4 on any damage."""
     from esper_ray.errors import CorruptError
+    from esper_ray.storage import RunLog, compare, split_url
 
     found, selector, explicit = _found(url)
     problems = found.verify(found.resolve(selector) if explicit else None, quick=quick)
+    for replica in replicas:
+        problems += compare(RunLog(stored(split_url(url)[0])), stored(replica), quick=quick)
     if as_json:
         print_json({"url": url, "problems": problems})
     for problem in problems if not as_json else []:
@@ -154,3 +158,63 @@ def prune(
     click.echo(f"{len(report.deleted)} objects, {report.bytes_deleted} bytes deleted")
     later = len(report.marked) + len(report.waiting)
     click.echo(f"{later} objects are marked for a prune {grace:g} h after they were")
+
+
+@checkpoints.command()
+@click.argument("url")
+@click.argument("target", metavar="URL2")
+@json_option
+@guarded
+def copy(url: str, target: str, as_json: bool) -> None:
+    """Copy the run at URL, or what URL@step=N or URL@PIN needs, to URL2; all is read back there."""
+    import dataclasses
+
+    from esper_ray.storage import Root, copy_commit, copy_run, split_url
+
+    found, selector, explicit = _found(url)
+    source = stored(split_url(url)[0])
+    place = Root.open(target)
+    if explicit:
+        report = copy_commit(source, place, found.resolve(selector))
+    else:
+        report = copy_run(source, place)
+    if as_json:
+        print_json({"url": url, "target": target, **dataclasses.asdict(report)})
+    else:
+        written = f"{len(report.written)} objects, {report.bytes_written} bytes, were copied"
+        click.echo(f"{written}; {report.present} were there")
+
+
+@checkpoints.command()
+@click.argument("url")
+@click.option("--from", "replicas", multiple=True, required=True, metavar="URL2", help="Replica.")
+@click.option("--grace", type=click.FloatRange(0), default=24.0, show_default=True, help="Hours.")
+@json_option
+@guarded
+def repair(url: str, replicas: tuple[str, ...], grace: float, as_json: bool) -> None:
+    """Write damaged objects at URL anew from a replica, and remove temporary files past the grace.
+
+    Exit 4 if damage is left.
+    """
+    import dataclasses
+
+    from esper_ray.errors import CorruptError
+    from esper_ray.storage import repair
+
+    report = repair(stored(url), [stored(replica) for replica in replicas], grace * 3600)
+    left = [problem for problem in report.left if problem["severity"] == "damage"]
+    if as_json:
+        print_json({"url": url, **dataclasses.asdict(report)})
+    else:
+        for path, replica in report.healed.items():
+            click.echo(f"healed: {path} from {replica}")
+        for path in report.removed:
+            click.echo(f"removed: {path}")
+        for problem in left:
+            click.echo(f"damage: {problem['object']}: {problem['problem']}")
+    if left:
+        raise CorruptError(
+            f"{len(left)} damaged objects are left at {url}", "name another replica by --from"
+        )
+    if not as_json:
+        click.echo(f"ok: {len(report.healed)} objects were healed, no damage is left")

@@ -129,7 +129,7 @@ def plan(config_path: str, overrides: tuple[str, ...], as_json: bool) -> None:
     from esper_ray.planning import plan_run
     from esper_ray.storage import Root
 
-    Root.open(config.storage_url, **config.storage_access)  # connects to nothing
+    Root.open(config.storage_url, **config.storage.access)  # connects to nothing
     document = plan_document(config, plan_run(config))
     if as_json:
         print_json(document)

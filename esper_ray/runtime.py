@@ -21,7 +21,7 @@ from esper_ray.errors import ConfigError, CorruptError
 from esper_ray.events.messages import EpochReport, Evaluation
 from esper_ray.lifecycle import move_of
 from esper_ray.planning import RunPlan, plan_run
-from esper_ray.storage import Root, RunCheckpoints, RunLog, SigningKey, manifest, split_url
+from esper_ray.storage import Mirror, Root, RunCheckpoints, RunLog, SigningKey, manifest, split_url
 
 LN2 = 0.6931471805599453
 
@@ -100,13 +100,17 @@ class Runtime:
             address or cluster.address, cluster.wait_for_resources_s, cluster.step_timeout_s
         )
         self._engine: Engine = LocalEngine() if local else RayEngine(settings)
-        self.root = Root.open(config.storage_url, **config.storage_access)
+        self.root = Root.open(config.storage_url, **config.storage.access)
         self._key = _signing_key(config.storage)
-        if self.root.url.startswith("memory:") and not local:
-            raise ConfigError(
-                f"storage.url {self.root.url!r} is the memory of one process",
-                "give a file or object store URL, or run with --local",
-            )
+        access = config.storage.replica_access
+        replicas = tuple(Root.open(url, **access) for url in config.storage.replicas)
+        self._mirror = Mirror(replicas, config.storage.on_upload_error == "warn")
+        for root in (self.root, *replicas):
+            if root.url.startswith("memory:") and not local:
+                raise ConfigError(
+                    f"storage.url {root.url!r} is the memory of one process",
+                    "give a file or object store URL, or run with --local",
+                )
 
     def __enter__(self) -> Self:
         """The run itself."""
@@ -141,12 +145,11 @@ class Runtime:
         for epoch in range(done, self.config.train.epochs):
             self.train_epoch(epoch)
             report = self._engine.end_epoch(epoch)
-            if report.upload_error:
-                self._warn(f"a checkpoint is not stored yet: {report.upload_error}")
+            self._tell(report.upload_error)
             on_epoch(report)
         test = self._engine.evaluate("test")
         if report is not None and report.commit is not None:
-            body = RunLog(self.root, key=self._key).read_commit(report.commit)
+            body = self._log().read_commit(report.commit)
             found = Found.read(self.root, report.commit, body)
         if found is None:
             raise RuntimeError("a run of no epochs has no result")
@@ -166,6 +169,7 @@ class Runtime:
     def open(self, resume: str = "never") -> Found | None:
         """Build every part, from the checkpoint that `resume` names; says which it was."""
         self.root.names("")  # a place that cannot be used fails here, before anything starts
+        self._tell(self._mirror.check(self._log()))
         found = self._find(resume)
         self._engine.connect(len(self.plan.stages))
         self._engine.open(self._start(found))
@@ -198,27 +202,37 @@ class Runtime:
 
     # ---- where a run starts --------------------------------------------------------------------
 
+    def _log(self) -> RunLog:
+        """This run's own log; what is damaged in it is read from the replicas."""
+        return RunLog(self.root, key=self._key, replicas=self._mirror.roots)
+
+    def _tell(self, upload_error: str) -> None:
+        if upload_error:
+            self._warn(f"a checkpoint is not stored yet: {upload_error}")
+
     def _find(self, resume: str) -> Found | None:
         if resume == "never":
-            older = len(RunLog(self.root, key=self._key).commit_numbers())
+            older = len(self._log().commit_numbers())
             if older:
                 self._warn(
                     f"{older} checkpoints of earlier starts at {self.root.url} are set aside"
                 )
             return None
         if resume == "auto":
-            newest = RunCheckpoints(RunLog(self.root, key=self._key)).newest_valid(self._warn)
+            log = self._log()
+            newest = RunCheckpoints(log).newest_valid(self._warn)
             if newest is None:
                 self._warn(f"nothing is stored at {self.root.url}: starting fresh")
                 return None
-            return self._checked(Found.read(self.root, *newest))
+            return self._checked(Found.read(self.root, *newest), log)
         url, selector = split_url(resume)
-        root = Root.open(url, **self.config.storage_access)
-        stored = RunCheckpoints(RunLog(root, key=self._key))
+        root = Root.open(url, **self.config.storage.access)
+        log = self._log() if root.url == self.root.url else RunLog(root, key=self._key)
+        stored = RunCheckpoints(log)
         seq = stored.resolve(selector)
-        return self._checked(Found.read(root, seq, stored.load(seq)))
+        return self._checked(Found.read(root, seq, stored.load(seq)), log)
 
-    def _checked(self, found: Found) -> Found:
+    def _checked(self, found: Found, log: RunLog) -> Found:
         """Refuse a checkpoint of a run that differs in anything but its length and place."""
         point, url = found.point, found.root.url
         mine, stored = self.config.identity(), point.config
@@ -237,24 +251,29 @@ class Runtime:
                 f"the checkpoint is at epoch {point.epoch}, past train.epochs",
                 f"set train.epochs to at least {point.epoch}",
             )
+        for line in log.sources.report.lines():
+            self._warn(line)
         self._warn(f"resuming {url} at step {point.step}")
         return found
 
     def _start(self, found: Found | None) -> Start:
         here = found is not None and found.root.url == self.root.url
-        record = RunLog(self.root, key=self._key).open_epoch(
+        log = self._log()
+        record = log.open_epoch(
             resumed_from=found.seq if found is not None and here else None,
             source=found.root.url if found is not None and not here else None,
         )
+        self._tell(self._mirror.follow(log))
         restore = progress = None
         if found is not None:
             segments = {ref.name: ref for ref in manifest.segments(dict(found.body))}
-            restore = Restore(found.root, segments, found.point.step)
+            replicas = self._mirror.roots if here else ()
+            restore = Restore(found.root, segments, found.point.step, replicas)
             progress = found.point.coordinator
         return Start(
             stages=self.plan.stages,
             stage_of=self.plan.stage_of,
-            coordinator=replace(self.plan.coordinator, signing_key=self._key),
+            coordinator=replace(self.plan.coordinator, signing_key=self._key, mirror=self._mirror),
             root=self.root,
             restore=restore,
             progress=progress,

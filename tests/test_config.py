@@ -76,6 +76,8 @@ EVERY_KEY: dict[str, Any] = {
     "lifecycle.budgets.grafting_in_all": 5,
     "storage.url": "s3://bucket/run",
     "storage.options": {"anon": True},
+    "storage.replicas": ["s3://other/run"],
+    "storage.replica_options": {"anon": False},
     "storage.every_epochs": 2,
     "storage.timeout_s": 5.0,
     "storage.on_upload_error": "warn",
@@ -158,9 +160,12 @@ def test_config_cannot_be_changed() -> None:
 
 def test_storage_is_opened_as_the_run_says() -> None:
     said = {"options": {"anon": True}, "timeout_s": 5.0, "single_writer": "unsafe"}
-    access = parse_config({"run": "a", "storage": said}).storage_access
+    access = parse_config({"run": "a", "storage": said}).storage.access
     assert access == {"storage_options": {"anon": True}, "timeout_s": 5.0, "unsafe": True}
-    assert parse_config({"run": "a"}).storage_access["unsafe"] is False
+    assert parse_config({"run": "a"}).storage.access["unsafe"] is False
+    assert parse_config({"run": "a", "storage": said}).storage.replica_access == access
+    own = parse_config({"run": "a", "storage": {**said, "replica_options": {}}})
+    assert own.storage.replica_access == {**access, "storage_options": {}}
 
 
 def test_storage_defaults_to_a_folder_of_the_run() -> None:
@@ -246,7 +251,9 @@ def test_numbers_are_refused_that_are_none_or_too_large(name: str, value: object
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), 10**400, b"x", {1, 2}, "\0"])
-@pytest.mark.parametrize("name", ["data.args", "model.args", "storage.options"])
+@pytest.mark.parametrize(
+    "name", ["data.args", "model.args", "storage.options", "storage.replica_options"]
+)
 def test_free_arguments_hold_only_what_a_manifest_can(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=rf"{name}\.deep\.er\.0: a \w+ that is neither"):
         parse_config(nested({"run": "a", name: {"deep": {"er": [value]}}}))

@@ -57,6 +57,11 @@ class Restore:
     root: Root
     segments: Mapping[str, SegmentRef]
     step: int
+    replicas: tuple[Root, ...] = ()
+
+    def log(self) -> RunLog:
+        """What the segments are read from."""
+        return RunLog(self.root, replicas=self.replicas)
 
 
 class LayerActor:
@@ -81,8 +86,7 @@ class LayerActor:
         self._stage = Stage(self._spec)
         self._boundary = StageBoundary(self._stage, run_epoch)
         if restore is not None:
-            log = RunLog(restore.root)
-            persistence.restore_stage(self._stage, log, restore.segments, restore.step)
+            persistence.restore_stage(self._stage, restore.log(), restore.segments, restore.step)
 
     # ---- compute: the only writer of tensors --------------------------------------------------
 

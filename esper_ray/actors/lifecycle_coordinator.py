@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
@@ -30,7 +30,7 @@ from esper_ray.grafting import GraftingSettings
 from esper_ray.growth.assembly import load_module
 from esper_ray.lifecycle import Decisions, ExtendedLifecycle, LifecycleManager, by_people
 from esper_ray.policy import PolicySettings
-from esper_ray.storage import EpochRecord, Root, RunLog, SegmentRef, SigningKey, codec
+from esper_ray.storage import EpochRecord, Mirror, Root, RunLog, SegmentRef, SigningKey, codec
 
 _S = ExtendedLifecycle
 
@@ -54,6 +54,7 @@ class CoordinatorSpec:
     factory: str
     manifest: Mapping[str, object]
     signing_key: SigningKey | None = None
+    mirror: Mirror = field(default_factory=Mirror)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,11 +240,12 @@ class LifecycleCoordinator:
             by_policy = decided.take(~by_people(decided.requests.cause))
             self._journal.refusals(by_policy, now.epoch, now.step)
         try:
-            return await self._commit(now), ""
+            seq = await self._commit(now)
         except StorageUnavailable as error:
             if last or not self._spec.upload_errors_pass:
                 raise
             return None, str(error)
+        return seq, self._spec.mirror.follow(self._log)
 
     async def _commit(self, now: Observation) -> int:
         """Store what an interrupted commit still lacks, then all of this epoch, as a commit."""

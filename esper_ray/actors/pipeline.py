@@ -115,8 +115,7 @@ class LocalPipeline:
         }
         if restore is not None:
             for stage in self.stages:
-                log = RunLog(restore.root)
-                persistence.restore_stage(stage, log, restore.segments, restore.step)
+                persistence.restore_stage(stage, restore.log(), restore.segments, restore.step)
 
     def run_step(self, step: int) -> None:
         """One optimiser step: each micro-batch forward and backward through all stages."""

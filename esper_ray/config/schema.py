@@ -258,17 +258,6 @@ class RunConfig(Section):
         """`storage.url`, by default a folder of the run's name below ./runs."""
         return self.storage.url or f"runs/{self.run}/checkpoints"
 
-    @property
-    def storage_access(self) -> dict[str, Any]:
-        """How a Root is opened at any URL that this run reads or writes, as keywords."""
-        chosen = self.storage
-        unsafe = chosen.single_writer == "unsafe"
-        return {
-            "storage_options": chosen.options,
-            "timeout_s": chosen.timeout_s,
-            "unsafe": unsafe,
-        }
-
 
 def _known(value: dict[str, Any], names: list[str]) -> dict[str, Any]:
     for key in value:

@@ -16,6 +16,10 @@ class StorageConfig(Section):
     """The run's own prefix, any fsspec URL; by default `runs/RUN/checkpoints`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the file system, such as `endpoint_url`; never stored with the run."""
+    replicas: list[str] = Field(default_factory=list)
+    """URLs of further roots that get each commit right after `url` has it, and mend restores."""
+    replica_options: dict[str, Any] | None = None
+    """Arguments of the replicas' file systems; by default those of `options`. Never stored."""
     every_epochs: Positive = 10
     """Epochs between commits; one is also made at the end and whenever a seed enters GRAFTING."""
     timeout_s: Rate = 30.0
@@ -34,3 +38,18 @@ class StorageConfig(Section):
         if self.signing_key_env and self.signing_key_file:
             raise ValueError("signing_key_env and signing_key_file are both given, keep one")
         return self
+
+    @property
+    def access(self) -> dict[str, Any]:
+        """How a Root is opened at any URL that this run reads or writes, as keywords."""
+        return {
+            "storage_options": self.options,
+            "timeout_s": self.timeout_s,
+            "unsafe": self.single_writer == "unsafe",
+        }
+
+    @property
+    def replica_access(self) -> dict[str, Any]:
+        """The same for the URLs of replicas."""
+        own = self.replica_options
+        return self.access | ({} if own is None else {"storage_options": own})

@@ -28,6 +28,7 @@ from esper_ray.storage.layer_manifest import ManifestRef, ShardId
 from esper_ray.storage.layer_reader import LayerReader
 from esper_ray.storage.layer_rows import LayerSchema, Rows
 from esper_ray.storage.layer_writer import LayerWriter
+from esper_ray.storage.replica import WritableReplica
 from esper_ray.storage.seed_record import RECORD_VERSION, SeedRow, to_record
 from esper_ray.storage.segment_source import SegmentSource
 from esper_ray.storage.shard_log import ShardLog
@@ -41,8 +42,9 @@ class CheckpointManager:
 
     With `schema` and `shard` it is the shard's one writer; without them it only restores. A save
     returns when its rows are copied; its future tells how far it has come. `local_root` is a
-    nearer copy: saves are durable there first, and restores read it first. Close it, or use it in
-    a `with` block, or what is not committed yet is lost.
+    nearer copy: saves are durable there first, and restores read it first. `replicas`, such as a
+    peer's memory, are given what was committed, and asked for what no root has whole. Close it, or
+    use it in a `with` block, or what is not committed yet is lost.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class CheckpointManager:
         incarnation: int | None = None,
         parents: Sequence[ManifestRef] = (),
         local_root: Root | str | PathLike[str] | None = None,
+        replicas: Sequence[WritableReplica] = (),
         policy: CommitPolicy | None = None,
     ) -> None:
         if (schema is None) != (shard is None):
@@ -67,11 +70,11 @@ class CheckpointManager:
             raise ConfigError(f"local_root {roots[0].url} is not a folder of this machine")
         self.layer_id, self.schema, self.shard = layer_id, schema, shard
         self.highest: Durability = LEVELS[1] if roots[-1].local else LEVELS[2]
-        self.reader = LayerReader(SegmentSource(roots), layer_id)
+        self.reader = LayerReader(SegmentSource(roots, replicas=replicas), layer_id)
         self._run_epoch = run_epoch
         self._log: ShardLog | None = None
         if schema is not None and shard is not None:
-            self._log = ShardLog(self.reader, shard, run_epoch, schema, parents)
+            self._log = ShardLog(self.reader, shard, run_epoch, schema, parents, replicas)
             self._log.open(incarnation)
             self._rows = LayerWriter(self._log)
             self._policy = policy or CommitPolicy(_INTERVAL_S[roots[-1].local])

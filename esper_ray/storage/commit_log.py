@@ -11,12 +11,15 @@ from esper_ray.errors import (
     CorruptError,
     FencedError,
     StorageUnavailable,
+    TooNewError,
 )
 from esper_ray.storage import capability, gc_log, manifest, objects
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.manifest import LogRef, SegmentRef
 from esper_ray.storage.objects import commit_path, epoch_path
+from esper_ray.storage.replica import Replica
 from esper_ray.storage.signing import SigningKey, checked, sign
+from esper_ray.storage.sources import Sources
 
 _EPOCH_ATTEMPTS = 64
 _NO_SEQ = 10**20  # above every number that a commit's name can hold
@@ -87,13 +90,19 @@ class RunLog:
 
     `open_epoch` makes this process its writer; a process that is handed the record of an epoch
     opened on its behalf passes it as `epoch`. With a key, commits and epoch records are signed, and
-    others are a SignatureError.
+    others are a SignatureError. What the root lacks or holds damaged is read from `replicas`, which
+    are never written.
     """
 
     def __init__(
-        self, root: Root, epoch: EpochRecord | None = None, key: SigningKey | None = None
+        self,
+        root: Root,
+        epoch: EpochRecord | None = None,
+        key: SigningKey | None = None,
+        replicas: Sequence[Replica] = (),
     ) -> None:
         self.root = root
+        self.sources = Sources([root], replicas)
         self._epoch, self._key = epoch, key
         self._attempt: tuple[tuple[int, bytes], bytes] | None = None
 
@@ -103,7 +112,7 @@ class RunLog:
         CapabilityError, and nothing stored, where the store has no conditional create.
         """
         capability.check_conditional_create(self.root)
-        objects.ensure_format(self.root)
+        self._ensure_format()
         for _ in range(_EPOCH_ATTEMPTS):
             seqs = self.commit_numbers()
             if resumed_from is not None and resumed_from not in seqs:
@@ -186,9 +195,12 @@ class RunLog:
     def epochs(self) -> list[EpochRecord]:
         """Every start of this run, oldest first; CorruptError if a record is damaged."""
         numbers = self.epoch_numbers()
-        if numbers != list(range(1, len(numbers) + 1)):
-            raise CorruptError(f"{self.root.url}/epochs has a gap: it ends with {numbers[-8:]}")
-        return [self.read_epoch(number) for number in numbers]
+        try:
+            return [self.read_epoch(number) for number in range(1, max(numbers, default=0) + 1)]
+        except FileNotFoundError as error:
+            raise CorruptError(
+                f"{self.root.url}/epochs has a gap: it ends with {numbers[-8:]}"
+            ) from error
 
     def commit_numbers(self) -> list[int]:
         """Numbers of all stored commits, damaged and superseded ones too, in order."""
@@ -200,34 +212,40 @@ class RunLog:
 
     def read_epoch(self, number: int) -> EpochRecord:
         """One epoch record; CorruptError if it is damaged, FileNotFoundError if absent."""
-        path = epoch_path(number)
-        record = EpochRecord.from_json(self._read(path))
-        if record.run_epoch != number:
-            raise CorruptError(f"{self.root.url}/{path} is the record of another epoch")
-        return record
+
+        def check(body: dict[str, Any], where: str) -> EpochRecord:
+            record = EpochRecord.from_json(checked(body, self._key, where))
+            if record.run_epoch != number:
+                raise CorruptError(f"{where} is the record of another epoch")
+            return record
+
+        return self.sources.read_record(epoch_path(number), check)
 
     def read_commit(self, seq: int) -> dict[str, Any]:
         """The manifest of one commit; CheckpointNotFound if absent, CorruptError if damaged."""
-        path = commit_path(seq)
+
+        def check(body: dict[str, Any], where: str) -> dict[str, Any]:
+            body = checked(body, self._key, where)
+            if body.get("kind") != "run" or body.get("seq") != seq:
+                raise CorruptError(f"{where} is not the manifest of commit {seq}")
+            try:
+                manifest.references(body)
+            except CorruptError as error:
+                raise CorruptError(f"{where}: {error}") from error
+            return body
+
         try:
-            body = self._read(path)
+            return self.sources.read_record(commit_path(seq), check)
         except FileNotFoundError as error:
             raise CheckpointNotFound(f"{self.root.url} has no commit {seq}") from error
-        if body.get("kind") != "run" or body.get("seq") != seq:
-            raise CorruptError(f"{self.root.url}/{path} is not the manifest of commit {seq}")
-        try:
-            manifest.references(body)
-        except CorruptError as error:
-            raise CorruptError(f"{self.root.url}/{path}: {error}") from error
-        return body
 
     def read_segment(self, ref: SegmentRef) -> bytes:
         """The bytes of a segment, their size and sha256 checked; CorruptError otherwise."""
-        return objects.read_object(self.root, ref)
+        return self.sources.read_object(ref)
 
     def read_log(self, ref: LogRef) -> bytes:
         """The bytes of a log part, their size and sha256 checked; CorruptError otherwise."""
-        return objects.read_object(self.root, ref)
+        return self.sources.read_object(ref)
 
     def log_parts(self, upto: int | None = None) -> list[tuple[int, LogRef]]:
         """Commits and log parts of the current history, oldest first, or of that of one commit.
@@ -240,6 +258,16 @@ class RunLog:
         parts = ((seq, told[seq]) for seq in reversed(history))
         return [(seq, part) for seq, part in parts if part is not None]
 
+    def _ensure_format(self) -> None:
+        try:
+            objects.ensure_format(self.root)
+        except TooNewError:
+            raise
+        except CorruptError:
+            path = objects.FORMAT_FILE
+            self.sources.read_record(path, objects.check_format_record)  # or it is as it is
+            self.root.replace(path, objects.format_record())
+
     def _check_kept(self, seq: int) -> None:
         """Wait until no garbage collection is about to delete a commit; it may be gone then."""
         path = commit_path(seq)
@@ -248,10 +276,6 @@ class RunLog:
             raise CheckpointNotFound(
                 f"{self.root.url} has no commit {seq} any more: it was pruned", "use @latest"
             )
-
-    def _read(self, path: str) -> dict[str, Any]:
-        body = objects.read_manifest(self.root, path)
-        return checked(body, self._key, f"{self.root.url}/{path}")
 
     def _writer_epoch(self, seq: int) -> EpochRecord:
         if self._epoch is None:

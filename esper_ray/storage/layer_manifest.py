@@ -14,6 +14,7 @@ from esper_ray.storage import manifest, objects
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.layer_rows import LayerSchema
 from esper_ray.storage.manifest import SegmentRef
+from esper_ray.storage.replica import Replica
 from esper_ray.storage.row_codec import Encoded, Piece
 
 Level = Literal["full", "delta", "seed"]
@@ -196,7 +197,7 @@ def body(entry: ShardManifest) -> dict[str, Any]:
     }
 
 
-def read(root: Root, path: str) -> tuple[ShardManifest, str]:
+def read(root: Replica, path: str) -> tuple[ShardManifest, str]:
     """A stored manifest and its sha256; FileNotFoundError if absent, CorruptError if damaged."""
     data = root.read(path, manifest.MAX_BYTES)
     try:

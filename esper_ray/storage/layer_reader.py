@@ -17,6 +17,7 @@ from esper_ray.storage.filesystem import Root
 from esper_ray.storage.layer_manifest import ManifestRef, ShardManifest
 from esper_ray.storage.layer_rows import STATE, Rows, join, newest
 from esper_ray.storage.layer_segments import no_rows, read_batches
+from esper_ray.storage.replica import Replica
 from esper_ray.storage.segment_source import SegmentSource
 
 _log = logging.getLogger(__name__)
@@ -52,15 +53,21 @@ class LayerReader:
     def _read(self, path: str) -> tuple[ShardManifest, str]:
         """From the root that decides, and from copies of it where that does not help."""
         failures: list[EsperError] = []
-        for root in reversed(self.source.roots):
+        replicas = self.source.replicas
+        places: list[Replica] = [*reversed(self.source.roots), *replicas]
+        for place in places:
             try:
-                return layer_manifest.read(root, path)
+                found = layer_manifest.read(place, path)
             except FileNotFoundError:
                 continue
             except EsperError as error:
                 failures.append(error)
+                continue
+            if place in replicas:
+                self.source.note(path, place)
+            return found
         if failures:
-            raise failures[-1]
+            raise failures[0]
         raise CheckpointNotFound(
             f"layer {self.layer_id!r} has no {path} at {self.source.roots[-1].url}"
         )

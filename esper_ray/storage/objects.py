@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from typing import Any
 
 from esper_ray.errors import CorruptError, FencedError, StorageUnavailable, TooNewError
 from esper_ray.storage import gc_log, manifest
@@ -13,6 +14,7 @@ from esper_ray.storage.manifest import LogRef, SegmentRef
 from esper_ray.storage.records import header as header
 from esper_ray.storage.records import numbers as numbers
 from esper_ray.storage.records import read_manifest as read_manifest
+from esper_ray.storage.replica import Replica
 
 FORMAT_FILE = "FORMAT.json"
 FORMAT_VERSION = 1
@@ -63,16 +65,20 @@ def create_or_confirm(root: Root, path: str, data: bytes) -> None:
 
 def check_format(root: Root) -> None:
     """Raise FileNotFoundError without FORMAT.json, CorruptError unless it is ours."""
-    body = read_manifest(root, FORMAT_FILE)
+    check_format_record(read_manifest(root, FORMAT_FILE), f"{root.url}/{FORMAT_FILE}")
+
+
+def check_format_record(body: dict[str, Any], where: str) -> None:
+    """Raise TooNewError or CorruptError unless FORMAT.json names our version."""
     version = body.get("version")
     if version != FORMAT_VERSION:
         newer = type(version) is int and version > FORMAT_VERSION
         raise (TooNewError if newer else CorruptError)(
-            f"{root.url}/{FORMAT_FILE} has version {version!r}, not {FORMAT_VERSION}",
+            f"{where} has version {version!r}, not {FORMAT_VERSION}",
             "use the esper-ray version that wrote it, or another URL",
         )
     if body.keys() != {"format", "version"}:
-        raise CorruptError(f"{root.url}/{FORMAT_FILE} says more than its version")
+        raise CorruptError(f"{where} says more than its version")
 
 
 def ensure_format(root: Root) -> None:
@@ -80,8 +86,12 @@ def ensure_format(root: Root) -> None:
     try:
         check_format(root)
     except FileNotFoundError:
-        body = {"format": manifest.FORMAT, "version": FORMAT_VERSION}
-        create_or_confirm(root, FORMAT_FILE, manifest.encode(body))
+        create_or_confirm(root, FORMAT_FILE, format_record())
+
+
+def format_record() -> bytes:
+    """The bytes of FORMAT.json."""
+    return manifest.encode({"format": manifest.FORMAT, "version": FORMAT_VERSION})
 
 
 def put_segment(root: Root, name: str, data: bytes, suffix: str, rows: int) -> SegmentRef:
@@ -96,7 +106,7 @@ def put_segment(root: Root, name: str, data: bytes, suffix: str, rows: int) -> S
         root.create(ref.path, data)
     except FileExistsError:
         if not _may_be_shared(root, ref):
-            _write_anew(root, ref.path, data)
+            write_anew(root, ref.path, data)
     return ref
 
 
@@ -110,7 +120,7 @@ def _may_be_shared(root: Root, ref: SegmentRef) -> bool:
         return False
 
 
-def _write_anew(root: Root, path: str, data: bytes) -> None:
+def write_anew(root: Root, path: str, data: bytes) -> None:
     """Write an object of equal name so that no garbage collection deletes it unnoticed."""
     seen = max(gc_log.record_numbers(root), default=0)
     root.replace(path, data)
@@ -127,7 +137,7 @@ def put_log(root: Root, run_epoch: int, seq: int, data: bytes, rows: int) -> Log
     return ref
 
 
-def read_object(root: Root, ref: SegmentRef | LogRef) -> bytes:
+def read_object(root: Replica, ref: SegmentRef | LogRef) -> bytes:
     """The bytes that a reference names, their size and sha256 checked; CorruptError otherwise."""
     where = f"{root.url}/{ref.path}"
     try:

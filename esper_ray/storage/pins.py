@@ -12,6 +12,8 @@ from esper_ray.errors import CheckpointNotFound, ConfigError, CorruptError
 from esper_ray.storage import gc_log, manifest, objects
 from esper_ray.storage.commit_log import RunLog
 from esper_ray.storage.filesystem import Root
+from esper_ray.storage.replica import Replica
+from esper_ray.storage.sources import Sources
 
 PIN_NAME = re.compile(r"[a-z0-9-]{1,64}")
 PIN_FILE = re.compile(r"[a-z0-9-]{1,64}\.json")
@@ -59,7 +61,8 @@ def pin(root: Root, name: str, seq: int) -> Pin:
     """Name commit `seq`, once; ConfigError if the name is another commit's already."""
     check_name(name)
     body = RunLog(root).read_commit(seq)
-    digest = hashlib.sha256(manifest.encode(body)).hexdigest()  # canonical: the stored bytes
+    stored = root.read(objects.commit_path(seq), manifest.MAX_BYTES)
+    digest = hashlib.sha256(stored).hexdigest()
     made = Pin(name, seq, int(body.get("step", 0)), digest)
     fields = {key: getattr(made, key) for key in Pin.__slots__}
     seen = max(gc_log.record_numbers(root), default=0)
@@ -92,13 +95,20 @@ def unpin(root: Root, name: str) -> None:
 
 def read_pin(root: Root, name: str) -> Pin:
     """The pin of that name; CheckpointNotFound names those that exist, CorruptError if damaged."""
+    return _read_pin(Sources([root]), name)
+
+
+def _read_pin(sources: Sources, name: str) -> Pin:
+    def check(body: dict[str, Any], where: str) -> Pin:
+        found = Pin.from_json(body)
+        if found.name != name:
+            raise CorruptError(f"{where} is the record of pin {found.name!r}")
+        return found
+
     try:
-        found = Pin.from_json(objects.read_manifest(root, pin_path(name)))
+        return sources.read_record(pin_path(name), check)
     except FileNotFoundError as error:
-        raise _unknown(root, name) from error
-    if found.name != name:
-        raise CorruptError(f"{root.url}/{pin_path(name)} is the record of pin {found.name!r}")
-    return found
+        raise _unknown(sources.roots[-1], name) from error
 
 
 def pin_names(root: Root) -> list[str]:
@@ -112,16 +122,20 @@ def pins(root: Root) -> list[Pin]:
     return [read_pin(root, name) for name in pin_names(root)]
 
 
-def pinned_commit(root: Root, name: str) -> int:
+def pinned_commit(log: RunLog, name: str) -> int:
     """The commit that a pin names; CorruptError unless it is the very one that was pinned."""
-    found = read_pin(root, name)
+    found = _read_pin(log.sources, name)
     path = objects.commit_path(found.seq)
+
+    def check(place: Replica) -> None:
+        data = place.read(path, manifest.MAX_BYTES)
+        if hashlib.sha256(data).hexdigest() != found.sha256:
+            raise CorruptError(f"{place.url}/{path} is not the commit that was pinned as {name!r}")
+
     try:
-        data = root.read(path, manifest.MAX_BYTES)
+        log.sources.first(path, check)
     except FileNotFoundError as error:
-        raise CorruptError(f"{root.url}/{path}, pinned as {name!r}, is missing") from error
-    if hashlib.sha256(data).hexdigest() != found.sha256:
-        raise CorruptError(f"{root.url}/{path} is not the commit that was pinned as {name!r}")
+        raise CorruptError(f"{log.root.url}/{path}, pinned as {name!r}, is missing") from error
     return found.seq
 
 

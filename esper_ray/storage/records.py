@@ -11,6 +11,7 @@ from typing import Any
 from esper_ray.errors import CorruptError
 from esper_ray.storage import manifest
 from esper_ray.storage.filesystem import Root
+from esper_ray.storage.replica import Replica
 
 
 def numbers(root: Root, folder: str, pattern: re.Pattern[str]) -> list[int]:
@@ -35,7 +36,7 @@ def header(kind: str, run_epoch: int) -> dict[str, Any]:
     }
 
 
-def read_manifest(root: Root, path: str) -> dict[str, Any]:
+def read_manifest(root: Replica, path: str) -> dict[str, Any]:
     """One decoded manifest; FileNotFoundError if absent, CorruptError naming it if damaged."""
     data = root.read(path, manifest.MAX_BYTES)
     try:

@@ -45,7 +45,7 @@ class RunCheckpoints:
         history = self._history()
         step = _STEP.fullmatch(selector)
         if selector != LATEST and step is None and pins.pin_names(self._log.root):
-            return pins.pinned_commit(self._log.root, selector)
+            return pins.pinned_commit(self._log, selector)
         if not history:
             raise CheckpointNotFound(
                 f"no checkpoint is stored at {self._url}", "check the URL, or start a new run"
@@ -73,6 +73,7 @@ class RunCheckpoints:
             except TooNewError:
                 raise  # to go on from an older one would give up what a newer version has done
             except CorruptError as error:
+                self._log.sources.report.passed_over[seq] = str(error)
                 warn(f"checkpoint {seq} is damaged and is passed over: {error}")
         if history:
             raise CorruptError(
@@ -97,7 +98,7 @@ class RunCheckpoints:
     def _history(self) -> list[int]:
         commits, epochs = self._log.commit_numbers(), self._log.epoch_numbers()
         try:
-            objects.check_format(self._log.root)
+            self._log.sources.read_record(objects.FORMAT_FILE, objects.check_format_record)
         except FileNotFoundError as error:
             if not commits and not epochs:
                 return []
@@ -143,4 +144,4 @@ class RunCheckpoints:
 
     def _check(self, body: dict[str, Any]) -> None:
         for ref in manifest.references(body):
-            objects.read_object(self._log.root, ref)
+            self._log.sources.read_object(ref)

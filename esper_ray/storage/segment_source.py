@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import zlib
 from collections import OrderedDict
@@ -13,8 +14,11 @@ from esper_ray.errors import CorruptError, EsperError, StorageUnavailable
 from esper_ray.storage import objects
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.manifest import SegmentRef
+from esper_ray.storage.replica import Replica
 from esper_ray.storage.row_codec import Piece
+from esper_ray.storage.sources import Sources
 
+_log = logging.getLogger(__name__)
 MEMORY_BYTES = 64 * 2**20
 
 
@@ -26,19 +30,20 @@ class SegmentMemory:
         self._segments: OrderedDict[str, bytes] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, sha256: str) -> bytes | None:
-        """The bytes of that sha256, None if they are not held."""
+    def get(self, name: str) -> bytes | None:
+        """The bytes of that name, None if they are not held."""
         with self._lock:
-            if sha256 in self._segments:
-                self._segments.move_to_end(sha256)
-            return self._segments.get(sha256)
+            if name in self._segments:
+                self._segments.move_to_end(name)
+            return self._segments.get(name)
 
-    def put(self, sha256: str, data: bytes) -> None:
-        """Hold bytes that have this sha256; the longest unused ones go when room is short."""
+    def put(self, name: str, data: bytes) -> None:
+        """Hold bytes by name; the longest unused ones go when room is short."""
         with self._lock:
-            if len(data) > self._limit or sha256 in self._segments:
+            self._held -= len(self._segments.pop(name, b""))
+            if len(data) > self._limit:
                 return
-            self._segments[sha256] = data
+            self._segments[name] = data
             self._held += len(data)
             while self._held > self._limit:
                 self._held -= len(self._segments.popitem(last=False)[1])
@@ -52,33 +57,37 @@ class PieceRef:
     piece: Piece
 
 
-class SegmentSource:
-    """Reads segments from `roots` in order; what one lacks or holds damaged comes from the next.
+class SegmentSource(Sources):
+    """Reads segments from `roots` in order; what one lacks or holds damaged comes from the next,
+    or else from a replica.
 
     With a second root the first is a cache: whole segments read from others are kept there.
     """
 
-    def __init__(self, roots: Sequence[Root], memory: SegmentMemory | None = None) -> None:
-        self.roots = tuple(roots)
+    def __init__(
+        self,
+        roots: Sequence[Root],
+        memory: SegmentMemory | None = None,
+        replicas: Sequence[Replica] = (),
+    ) -> None:
+        super().__init__(roots, replicas)
         self.memory = memory or SegmentMemory()
+
+    def note(self, path: str, replica: Replica) -> None:
+        """Report, and log as a warning, that an object was taken from a replica."""
+        super().note(path, replica)
+        _log.warning("%s is missing or damaged and was read from %s", path, replica.url)
 
     def read(self, ref: SegmentRef) -> bytes:
         """The bytes of a segment, their size and sha256 checked; CorruptError if none has them."""
         held = self.memory.get(ref.sha256)
         if held is not None:
             return held
-        failures: list[EsperError] = []
-        for number, root in enumerate(self.roots):
-            try:
-                data = objects.read_object(root, ref)
-            except (CorruptError, StorageUnavailable) as error:
-                failures.append(error)
-                continue
-            if number > 0 and failures:
-                self._keep(ref, data)
-            self.memory.put(ref.sha256, data)
-            return data
-        raise failures[-1]
+        number, data = self.first(ref.path, lambda place: objects.read_object(place, ref))
+        if number > 0 and len(self.roots) > 1:
+            self._keep(ref, data)
+        self.memory.put(ref.sha256, data)
+        return data
 
     def read_pieces(self, wanted: Sequence[PieceRef]) -> list[bytes]:
         """The bytes of pieces, each checked by its crc32; CorruptError if no root has them all."""
@@ -96,13 +105,13 @@ class SegmentSource:
                 failures.append(error)
             else:
                 return [next(fetched) if data is None else data for data in held]
+        if self.replicas:
+            return [_cut(self.read(one.segment), one.piece) for one in wanted]
         raise failures[-1]
 
     def _from_memory(self, wanted: PieceRef) -> bytes | None:
         data = self.memory.get(wanted.segment.sha256)
-        if data is None:
-            return None
-        return data[wanted.piece.offset : wanted.piece.offset + wanted.piece.length]
+        return None if data is None else _cut(data, wanted.piece)
 
     def _keep(self, ref: SegmentRef, data: bytes) -> None:
         """Put a segment into the first root; a full or unwritable disk is no reason to fail."""
@@ -111,6 +120,10 @@ class SegmentSource:
                 self.roots[0].create(ref.path, data)
             except FileExistsError:
                 self.roots[0].replace(ref.path, data)
+
+
+def _cut(data: bytes, piece: Piece) -> bytes:
+    return data[piece.offset : piece.offset + piece.length]
 
 
 def _read_pieces(root: Root, wanted: Sequence[PieceRef]) -> list[bytes]:

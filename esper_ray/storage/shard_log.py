@@ -26,6 +26,7 @@ from esper_ray.storage.layer_manifest import (
 from esper_ray.storage.layer_reader import LayerReader
 from esper_ray.storage.layer_rows import LayerSchema
 from esper_ray.storage.manifest import SegmentRef
+from esper_ray.storage.replica import WritableReplica
 from esper_ray.storage.row_codec import Encoded
 
 _log = logging.getLogger(__name__)
@@ -62,10 +63,11 @@ class ShardLog:
         run_epoch: int,
         schema: LayerSchema,
         parents: Sequence[ManifestRef] = (),
+        replicas: Sequence[WritableReplica] = (),
     ) -> None:
         self.reader, self.shard, self.run_epoch, self.schema = reader, shard, run_epoch, schema
         self.incarnation = 0
-        self._parents = tuple(parents)
+        self._parents, self._replicas = tuple(parents), tuple(replicas)
         self._head: ShardManifest | None = None
         self._present: dict[str, set[str]] = {root.url: set() for root in self._roots}
         self._pool = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="esper-store")
@@ -215,6 +217,18 @@ class ShardLog:
             yield "durable-local" if root.local else "durable-object"
         self._head, self._parents = entry, (commit.ref,)
         self.reader.remember(entry, commit.ref)
+        self._tell_replicas(path, commit)
+
+    def _tell_replicas(self, path: str, commit: Commit) -> None:
+        """Give replicas what is new; one that fails has less to offer, and nothing else is lost."""
+        new = {s.ref.path: commit.new.get(s.ref.sha256) for s in commit.entry.segments}
+        for replica in self._replicas:
+            try:
+                for name, data in {**new, path: commit.data}.items():
+                    if data is not None:
+                        replica.replace(name, data)
+            except (OSError, StorageUnavailable) as error:
+                _log.warning("%s does not hold %s: %s", replica.url, path, error)
 
     def _put(self, root: Root, wanted: Sequence[tuple[SegmentRef, bytes | None]]) -> None:
         present = self._present[root.url]

@@ -23,7 +23,9 @@ from esper_ray.storage.reachability import (
     stored_segments,
 )
 
+_PROBE = re.compile(r"[0-9a-f]{32}")
 _TOP = {objects.FORMAT_FILE, "epochs", "commits", "segments", "log", "pins", "gc", "layers"}
+_TOP |= {"probes"}  # of `capability`; some stores keep the empty folder, or let nobody delete
 
 
 def verify_objects(log: RunLog, *, quick: bool = False) -> list[Problem]:
@@ -100,7 +102,7 @@ def _verify_gc(log: RunLog, parts: dict[str, LogRef]) -> Iterator[Problem]:
 def _verify_pins(log: RunLog) -> Iterator[Problem]:
     for name in pins.pin_names(log.root):
         try:
-            pins.pinned_commit(log.root, name)
+            pins.pinned_commit(log, name)
         except CorruptError as error:
             yield damage(pins.pin_path(name), error)
 
@@ -178,10 +180,10 @@ def _verify_log_parts(log: RunLog, parts: dict[str, LogRef], *, quick: bool) -> 
         yield from _verify_reference(log.root, part, quick=quick)
 
 
-def _verify_names(root: Root) -> Iterator[Problem]:
-    """Note what an interrupted writer or somebody else left between our objects."""
+def known_folders(root: Root) -> dict[str, re.Pattern[str]]:
+    """Folders below a root that are ours, each with the names that belong there."""
     fanouts = [name for name in root.names("segments/sha256") if FANOUT.fullmatch(name)]
-    allowed: dict[str, re.Pattern[str]] = {
+    return {
         "": re.compile("|".join(re.escape(name) for name in sorted(_TOP))),
         "epochs": objects.EPOCH_NAME,
         "commits": objects.COMMIT_NAME,
@@ -189,12 +191,17 @@ def _verify_names(root: Root) -> Iterator[Problem]:
         "pins": pins.PIN_FILE,
         "gc": gc_log.GC_NAME,
         "layers": LAYER_KEY,
+        "probes": _PROBE,
         **dict(layer_folders(root)),
         "segments": re.compile("sha256"),
         "segments/sha256": FANOUT,
         **{f"segments/sha256/{fanout}": SEGMENT for fanout in fanouts},
     }
-    for folder, pattern in allowed.items():
+
+
+def _verify_names(root: Root) -> Iterator[Problem]:
+    """Note what an interrupted writer or somebody else left between our objects."""
+    for folder, pattern in known_folders(root).items():
         prefix = f"{folder}/" if folder else ""
         for name in root.leftovers(folder):
             yield note(prefix + name, "a temporary file of an interrupted writer")

@@ -192,7 +192,9 @@ OPTIONS = {
     ("plan",): ["CONFIG", "--set", "--json", "--debug"],
     ("checkpoints", "list"): ["URL", "--json", "--debug"],
     ("checkpoints", "show"): ["URL", "--json", "--debug"],
-    ("checkpoints", "verify"): ["URL", "--quick", "--json", "--debug"],
+    ("checkpoints", "verify"): ["URL", "--quick", "--replica", "--json", "--debug"],
+    ("checkpoints", "copy"): ["URL", "URL2", "--json", "--debug"],
+    ("checkpoints", "repair"): ["URL", "--from", "--grace", "--json", "--debug"],
     ("checkpoints", "pin"): ["URL", "NAME", "--json", "--debug"],
     ("checkpoints", "prune"): [
         *("URL", "--keep-last", "--keep-every", "--grace", "--alone", "--dry-run", "--json"),
@@ -201,7 +203,7 @@ OPTIONS = {
     ("checkpoints", "unpin"): ["URL", "NAME", "--json", "--debug"],
     ("explain",): ["RUN", "--layer", "--seed", "--json", "--debug"],
     ("bench",): ["NAME", "--json", "--strict", "--debug"],
-    ("checkpoints",): ["list", "show", "verify", "pin", "unpin", "prune"],
+    ("checkpoints",): ["list", "show", "verify", "pin", "unpin", "prune", "copy", "repair"],
     (): ["train", "plan", "checkpoints", "explain", "bench", "--version"],
 }
 

@@ -11,7 +11,16 @@ import pytest
 from esper_ray.config import parse_config
 from esper_ray.errors import ConfigError, CorruptError, SignatureError
 from esper_ray.runtime import Runtime
-from esper_ray.storage import Root, RunCheckpoints, RunLog, SigningKey, manifest
+from esper_ray.storage import (
+    Root,
+    RunCheckpoints,
+    RunLog,
+    SigningKey,
+    copy_commit,
+    copy_run,
+    manifest,
+    pins,
+)
 from tests.hostile.stored_run import make_run, resume, run_config
 from tests.storage.conftest import store
 
@@ -82,6 +91,24 @@ def test_a_forged_commit_is_passed_over_for_the_one_before(tmp_path: Path, chang
     assert newest[0] == 1
     assert "signed" in told[0]
     assert newest[1]["step"] == 10
+
+
+def test_a_commit_of_a_signed_run_can_be_pinned(tmp_path: Path) -> None:
+    pins.pin(signed_log(tmp_path).root, "good", 1)
+    for key in (KEY, None):
+        assert reader(tmp_path, key).resolve("good") == 1
+        assert reader(tmp_path, key).verify() == []
+
+
+def test_a_commit_that_a_signed_run_gave_up_is_not_copied_alone(tmp_path: Path) -> None:
+    log = signed_log(tmp_path / "run")
+    copy_commit(log.root, Root.open(str(tmp_path / "two")), 2)
+    log.open_epoch(1)
+    with pytest.raises(ConfigError, match="takes the key"):
+        copy_commit(log.root, Root.open(str(tmp_path / "given-up")), 2)
+    copy_run(log.root, Root.open(str(tmp_path / "all")))
+    for folder, newest in (("two", 2), ("all", 1)):
+        assert reader(tmp_path / folder, KEY).resolve("latest") == newest
 
 
 def test_a_commit_is_not_valid_in_the_place_of_another(tmp_path: Path) -> None:
