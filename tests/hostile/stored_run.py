@@ -16,8 +16,7 @@ from esper_ray.config import RunConfig, parse_config
 from esper_ray.growth import snapshot
 from esper_ray.growth.stage import Stage
 from esper_ray.runtime import Runtime
-
-Objects = dict[str, bytes]
+from tests.hostile.mutations import Objects
 
 EPOCHS = (8, 12)
 """Epochs of the first start of the run and of the second, which resumes it."""
