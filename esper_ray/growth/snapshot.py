@@ -155,12 +155,21 @@ def row_shapes(bank: SeedBank, rows: int) -> dict[str, tuple[torch.dtype, tuple[
 
 
 def load_rows(layer: LayerSeeds, grown: Tensors, copies: Tensors) -> None:
-    """Take over stored rows; rows that are not stored are as at birth."""
+    """Take over the rows that `grown_tensors` and `rollback_tensors` have given.
+
+    The state comes first. CorruptError where a seed that holds a blueprint has no weights, or a
+    row belongs to no such seed.
+    """
     bank = layer.bank
     for stored in (grown, copies):
         ids = stored["seed_id"].long()
         if len(torch.unique(ids)) != len(ids) or not ((ids >= 0) & (ids < bank.num_seeds)).all():
             raise CorruptError("stored seed ids repeat or are out of range")
+    holding = (layer.state.columns[layer.state.BLUEPRINT_ID] >= 0).nonzero().flatten().cpu()
+    if not torch.equal(grown["seed_id"].long().sort().values, holding):
+        raise CorruptError("the stored weights are not those of the seeds that hold a blueprint")
+    if not torch.isin(copies["seed_id"].long(), holding).all():
+        raise CorruptError("a stored rollback copy is that of a seed without a blueprint")
     bank.clear()
     for stored, parts in ((grown, bank.tensors), (copies, bank.copies)):
         slots = bank.claim(stored["seed_id"].long().to(bank.slot_of_seed.device))

@@ -97,7 +97,7 @@ class ShardLog:
             try:
                 self._bring_up(seqs)
                 live = head.layer_state if head else ()
-                seq = max(seqs, default=0) + 1
+                seq = objects.next_number(self._where(), seqs)
                 step = head.step if head else None
                 opening = self._commit("open", seq, live, step, {})
                 list(self._publish(opening, self._roots[::-1]))  # the deciding root first
@@ -212,9 +212,10 @@ class ShardLog:
         for root in roots:
             self._put(root, [(s.ref, commit.new.get(s.ref.sha256)) for s in entry.segments])
             objects.create_or_confirm(root, path, commit.data)
+            if root is roots[-1]:  # before anybody is told, who may ask for the last manifest
+                self._head, self._parents = entry, (commit.ref,)
+                self.reader.remember(entry, commit.ref)
             yield "durable-local" if root.local else "durable-object"
-        self._head, self._parents = entry, (commit.ref,)
-        self.reader.remember(entry, commit.ref)
 
     def _put(self, root: Root, wanted: Sequence[tuple[SegmentRef, bytes | None]]) -> None:
         present = self._present[root.url]

@@ -56,11 +56,11 @@ class StoredLayer:
             raise Accepted(f"verify does not see it: {mutant.name}")
         found = [self._outcome(read, mutant) for read in self._reads(place)]
         _go_on(place)
+        if found[0] == BEFORE:
+            return BEFORE
         refused = [one for one in found if one.startswith("refused")]
         if refused:
             return refused[0]
-        if BEFORE in found:
-            return BEFORE
         if OTHER in found:
             return f"legal: {OTHER}"
         if damage:
@@ -79,25 +79,23 @@ class StoredLayer:
         return outcome.partition(":")[0]
 
     def _reads(self, place: Path) -> list[Callable[[], str]]:
-        def manager() -> CheckpointManager:
-            return CheckpointManager(str(place), layer_id=LAYER)
-
+        whole, some = (CheckpointManager(str(place), layer_id=LAYER) for _ in range(2))
         last = max(self.known.steps)
         steps = {digest: step for step, digest in self.known.steps.items()}
-        ends = {step: digest for digest, step in self.pieces.items()}
+        pieces = {step: digest for digest, step in self.pieces.items()}
         pinned = [self.known.steps[step] for step in (2, last)]  # of the two run epochs
         return [
-            lambda: _newest(manager().restore_layer, steps, last),
-            lambda: _newest(lambda: manager().restore_layer(seed_ids=inner()), self.pieces, last),
-            lambda: _exact(manager().restore_layer(step=4), self.known.steps[4]),
-            lambda: _exact(manager().restore_layer(step=last, seed_ids=inner()), ends[last]),
+            lambda: _newest(whole.restore_layer, steps, last),
+            lambda: _newest(lambda: some.restore_layer(seed_ids=inner()), self.pieces, last),
+            lambda: _exact(whole.restore_layer(step=3), self.known.steps[3]),
+            lambda: _exact(some.restore_layer(step=last, seed_ids=inner()), pieces[last]),
             *(
                 # Bound to their digest, pins tell even what only its writer could know better.
-                lambda pins=pins, digest=digest: _pinned(manager().restore_layer(pins=pins), digest)
+                lambda pins=pins, digest=digest: _pinned(whole.restore_layer(pins=pins), digest)
                 for pins, digest in zip(self.known.pins, pinned, strict=True)
             ),
             *(
-                lambda saved=saved, digest=digest: _seed(manager(), saved, digest)
+                lambda saved=saved, digest=digest: _seed(some, saved, digest)
                 for saved, digest in self.seeds.items()
             ),
         ]
@@ -111,14 +109,14 @@ def _newest(restore: Callable[[], Rows], steps: Mapping[str, int], last: int) ->
         return SAME
     if found is not None and messages:
         return BEFORE
-    _use(rows)
+    stored_layer.use(rows)
     return f"{OTHER}: step {found} with {messages}"
 
 
 def _exact(rows: Rows, digest: str) -> str:
     if digest_of(rows) == digest:
         return SAME
-    _use(rows)
+    stored_layer.use(rows)
     return f"{OTHER}: of a named step"
 
 
@@ -131,12 +129,6 @@ def _pinned(rows: Rows, digest: str) -> str:
 def _seed(manager: CheckpointManager, saved: str, digest: str) -> str:
     found = digest_of_record(manager.restore_checkpoint(saved, "cpu"))
     return SAME if found == digest else f"{OTHER}: of {saved}"
-
-
-def _use(rows: Rows) -> None:
-    """A layer takes what was restored, or refuses it."""
-    if len(rows) == stored_layer.SEEDS:
-        stored_layer.use(rows)
 
 
 def _go_on(place: Path) -> None:

@@ -15,11 +15,12 @@ class Aims:
     """What of a whole store matters most.
 
     `newest`: the manifests that decide what is restored. `spared`: objects that may be absent from
-    a whole store too, since nothing names them.
+    a whole store too, since nothing names them. `places`: where else a record may be put.
     """
 
     newest: tuple[str, ...]
     spared: frozenset[str]
+    places: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +120,22 @@ def _deleted(rng: random.Random, objects: Objects, aims: Aims) -> Mutant:
 
 
 def _added(rng: random.Random, objects: Objects, aims: Aims) -> Mutant:
-    """A manifest under a number of its own: rubbish, or a copy of another."""
+    """A record under a number of its own: rubbish, or a copy of another."""
     newest = rng.choice(aims.newest)
     folder, _, file = newest.rpartition("/")
-    seq = rng.choice([int(file[:20]) + 1, 10**20 - 1])
     data = rng.choice([b"", b"{}", rng.randbytes(100), objects[newest]])
-    return Mutant(f"add {folder} {seq}", {f"{folder}/{seq:020d}.json": data})
+    after, last = f"{int(file[:20]) + 1:020d}", "9" * 20
+    path = rng.choice(
+        [
+            f"{folder}/{after}.json",
+            f"{folder}/{after}.json",
+            f"{folder}/{last}.json",
+            f"gc/{rng.choice([after, last])}.json",
+            f"epochs/{rng.choice(['00000009', '99999999'])}.json",
+            *aims.places,
+        ]
+    )
+    return Mutant(f"add {path}", {path: data})
 
 
 MUTATIONS: tuple[Mutation, ...] = (

@@ -16,26 +16,27 @@ import torch
 from torch import Tensor, nn
 
 from esper_ray.actors.layer_rows import LayerStaging, layer_schema, load_rows, seed_record
+from esper_ray.grafting import GraftingSettings
 from esper_ray.layers import ChunkedKasminaLayer
 from esper_ray.lifecycle import ExtendedLifecycle as S
 from esper_ray.storage import CheckpointManager, ManifestRef, Rows, ShardId
 from esper_ray.storage.group_commit import CommitPolicy
-from tests.builders import move, randomise, walk
+from tests.builders import move, signals, walk
 from tests.hostile.mutations import Aims, Objects
 
 LAYER = "encoder.3"
 SEEDS, CHUNK = 90, 2
-SHARDS = (3, 2)
+SHARDS = (2, 3)
 """Shards of the first run epoch and of the second."""
 
 BESIDE = "known.json"
 """What the maker of a stored layer knows of it, beside the folder of the store."""
 
 
-def new_layer() -> ChunkedKasminaLayer:
+def new_layer(seeds: int = SEEDS) -> ChunkedKasminaLayer:
     """The layer at birth; its bank has fewer slots than seeds."""
     torch.manual_seed(0)
-    return ChunkedKasminaLayer(nn.Linear(4, SEEDS * CHUNK), SEEDS, LAYER, hidden=3, kernel="torch")
+    return ChunkedKasminaLayer(nn.Linear(4, seeds * CHUNK), seeds, LAYER, hidden=3, kernel="torch")
 
 
 def rows_of(layer: ChunkedKasminaLayer) -> Rows:
@@ -77,27 +78,21 @@ class Maker:
             for step, changed in saves.items():
                 self._train(step, changed)
                 self._save(managers, step, changed)
-                self._save_seeds(managers, seeds)
+            self._save_seeds(managers, seeds)
             self.pins.append([manager.pin() for manager in managers])
 
     def _train(self, step: int, changed: list[int] | None) -> None:
         """Change weights, moments and alphas of some seeds, or of all."""
-        layer, before = self.layer, dict[str, Tensor]()
-        ids = torch.tensor(list(range(SEEDS)) if changed is None else changed)
-        slots = layer.bank.slots(ids)
-        slots = slots[slots >= 0]
-        before = {name: weight.detach().clone() for name, weight in layer.bank.weights.items()}
-        randomise(layer, step)
+        layer, bank = self.layer, self.layer.bank
+        ids = torch.arange(SEEDS) if changed is None else torch.tensor(changed)
+        slots = bank.slots(ids)
+        random = torch.Generator().manual_seed(step)
         with torch.no_grad():
-            for name, weight in layer.bank.weights.items():
-                drawn = weight.clone()
-                weight.copy_(before[name])
-                weight[slots] = drawn[slots]
-                for moment in layer.bank.moments(name):
-                    moment[slots] = drawn[slots].abs()
+            for value in bank.tensors().values():
+                drawn = torch.rand(value.shape, generator=random).to(value.dtype)
+                value[slots[slots >= 0]] = drawn[slots[slots >= 0]]
             grafting = layer.rows_in(S.GRAFTING)
-            mine = grafting[torch.isin(grafting, ids)]
-            layer.state.alpha[mine] = 0.1 * step
+            layer.state.alpha[grafting[torch.isin(grafting, ids)]] = 0.1 * step
         layer.state.changed()
 
     def _save(self, managers: list[CheckpointManager], step: int, changed: list[int] | None) -> None:
@@ -132,7 +127,7 @@ def make_layer(folder: Path) -> None:
     move(layer, list(range(0, 10)), S.GRAFTING, S.STABILIZATION)
     maker.epoch(1, {1: None, 2: [3, 20, 35, 70]}, [0, 20, 70, 85])
     move(layer, list(range(10, 15)), S.GRAFTING, S.ROLLED_BACK)
-    maker.epoch(2, {3: None, 4: [12, 30, 60], 5: [30, 31, 89]}, [5, 30, 60, 88])
+    maker.epoch(2, {3: None, 4: [12, 30, 60, 89]}, [5, 30, 60, 88])
     known = {
         "ids": sorted(maker.ids),
         "steps": maker.steps,
@@ -191,11 +186,19 @@ def inner() -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def use(rows: Rows) -> None:
-    """What a restored layer does next; CorruptError where rows are impossible."""
-    layer = new_layer()
+    """What a layer of these seeds alone does next; CorruptError where rows are impossible."""
+    ids = rows.seed_ids.copy()
+    for table in rows.tables.values():
+        table["seed_id"] = np.searchsorted(ids, table["seed_id"]).astype(np.int32)
+    for tensors in rows.tensors.values():
+        own = np.searchsorted(ids, tensors["seed_id"].numpy()).astype(np.int32)
+        tensors["seed_id"] = torch.from_numpy(own)
+    layer = new_layer(len(ids))
     load_rows(layer, rows)
     layer(torch.ones(2, 4)).sum().backward()
-    layer.state.view()
+    layer.advance_epoch(signals(layer.state.grafting.seed_ids.tolist()), GraftingSettings(), 1)
+    walk(layer, layer.rows_in(S.DORMANT).tolist(), S.TRAINING)
+    layer(torch.ones(2, 4))
 
 
 @contextlib.contextmanager
@@ -234,4 +237,7 @@ def heads(objects: Objects) -> list[str]:
 
 def aims(objects: Objects) -> Aims:
     """No later manifest names the last of each shard, so its loss cannot be seen."""
-    return Aims(tuple(heads(objects)), frozenset(heads(objects)))
+    layer = heads(objects)[0].rsplit("/", 3)[0]
+    first = f"{1:020d}.json"
+    places = (f"{layer}/e00000002/s0007/{first}", f"{layer}/e99999999/s0000/{first}")
+    return Aims(tuple(heads(objects)), frozenset(heads(objects)), places)
