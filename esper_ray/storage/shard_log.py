@@ -88,6 +88,13 @@ class ShardLog:
 
     def open(self, incarnation: int | None = None) -> None:
         """Become the writer; FencedError if one of this or a higher incarnation has been it."""
+        try:
+            self._open(incarnation)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, incarnation: int | None) -> None:
         for root in self._roots:
             objects.ensure_format(root)
         for _ in range(_ATTEMPTS):

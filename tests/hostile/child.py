@@ -26,7 +26,7 @@ from tests.hostile.mutations import Mutant, Objects
 
 KINDS: Final = {"run": StoredRun, "layer": StoredLayer}
 ADDRESS_SPACE = 2**30
-"""Bytes that the process may ask for beyond what it has when the first store is read."""
+"""Bytes that the process may ask for beyond what it has when it begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,8 @@ def _fast() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
-def _limit() -> None:
+def limit_memory() -> None:
+    """Let this process ask for ADDRESS_SPACE bytes more than it has, and never for more."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -95,7 +96,6 @@ def run(job: Job) -> dict[str, Any]:
     outcomes: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory(dir=_fast()) as scratch:
         place = Place(Path(scratch), whole.objects)
-        _limit()
         before = peak_bytes()
         for number in range(job.first, job.last):
             rng = random.Random(f"{job.seed}/{number}")
@@ -111,6 +111,7 @@ def main() -> None:
     """See the module."""
     warnings.simplefilter("error")
     torch.set_num_threads(1)
+    limit_memory()
     for job in json.loads(sys.argv[1]):
         print(json.dumps(run(Job(**job))), flush=True)
 
