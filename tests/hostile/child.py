@@ -24,7 +24,8 @@ from tests.hostile.judge_layers import StoredLayer
 from tests.hostile.judge_runs import StoredRun
 from tests.hostile.mutations import Mutant, Objects
 
-KINDS: Final = {"run": StoredRun, "layer": StoredLayer}
+Kind = type[StoredRun] | type[StoredLayer]
+KINDS: Final[Mapping[str, Kind]] = {"run": StoredRun, "layer": StoredLayer}
 ADDRESS_SPACE = 2**30
 """Bytes that the process may ask for beyond what it has when it begins."""
 

@@ -310,7 +310,9 @@ def arrow_files(state: Schema = STATE) -> dict[str, bytes]:
         "no rows": _arrow(_state_batch(0, state)),
         "500 levels": _arrow(_nested(60)),
         "nulls": _arrow(pa.record_batch([pa.nulls(4, pa.int32())], names=["seed_id"])),
-        "metadata": _arrow(_state_batch(4, state).replace_schema_metadata({"factory": "os:system"})),
+        "metadata": _arrow(
+            _state_batch(4, state).replace_schema_metadata({"factory": "os:system"})
+        ),
         "no bytes": b"",
         "a magic alone": b"ARROW1\0\0",
         "a stream of 2 GiB": b"ARROW1\0\0" + struct.pack("<Ii", 0xFFFFFFFF, 2**31 - 8),

@@ -58,11 +58,11 @@ class StoredLayer:
         _go_on(place)
         if found[0] == BEFORE:
             return BEFORE
+        if OTHER in found:
+            return f"legal: {OTHER}"
         refused = [one for one in found if one.startswith("refused")]
         if refused:
             return refused[0]
-        if OTHER in found:
-            return f"legal: {OTHER}"
         if damage:
             return "found by verify, not on the way"
         if mutant.legal:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,9 @@ class Maker:
             layer.state.alpha[grafting[torch.isin(grafting, ids)]] = 0.1 * step
         layer.state.changed()
 
-    def _save(self, managers: list[CheckpointManager], step: int, changed: list[int] | None) -> None:
+    def _save(
+        self, managers: list[CheckpointManager], step: int, changed: list[int] | None
+    ) -> None:
         rows = rows_of(self.layer)
         self.steps[step] = digest_of(rows)
         for manager in managers:
@@ -161,12 +163,12 @@ class Known:
 def digest_of(rows: Rows) -> str:
     """Of every part, name and value of rows."""
     digest = hashlib.sha256()
-    for parts in (rows.tables, rows.tensors):
-        for part, table in sorted(parts.items()):
-            for name, value in sorted(table.items()):
-                array = value.numpy() if isinstance(value, Tensor) else value
-                digest.update(f"{part}/{name} {array.dtype} {array.shape}".encode())
-                digest.update(np.ascontiguousarray(array).tobytes())
+    parts: dict[str, Mapping[str, Any]] = {**rows.tables, **rows.tensors}
+    for part, table in sorted(parts.items()):
+        for name, value in sorted(table.items()):
+            array = value.numpy() if isinstance(value, Tensor) else value
+            digest.update(f"{part}/{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
