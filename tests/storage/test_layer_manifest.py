@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from esper_ray.errors import CheckpointNotFound, CorruptError, FencedError
+from esper_ray.errors import CheckpointNotFound, CorruptError, FencedError, TooNewError
 from esper_ray.storage import CheckpointManager, Root, ShardId, layer_manifest, manifest
 from esper_ray.storage.group_commit import CommitPolicy
 from esper_ray.storage.layer_manifest import ManifestRef
@@ -127,6 +127,17 @@ def test_a_forged_number_of_rows_takes_no_memory(tmp_path: Path, part: str, rows
     entry, _ = reader.manifest(1, 0, 3)
     with pytest.raises(CorruptError):
         reader.seed(entry, 1, 0)
+
+
+def test_a_manifest_of_a_newer_version_is_not_passed_over(tmp_path: Path) -> None:
+    path = stored(tmp_path)
+    body = manifest.decode(path.read_bytes())
+    path.write_bytes(manifest.encode({**body, "min_reader": 2}))
+    with pytest.raises(TooNewError, match="newer version"):
+        CheckpointManager(str(tmp_path), layer_id=LAYER).restore_layer()
+    with pytest.raises(TooNewError, match="newer version"):
+        stored(tmp_path)
+    assert len(list(path.parent.iterdir())) == 3
 
 
 def test_a_piece_that_no_memory_holds_is_refused(tmp_path: Path) -> None:
