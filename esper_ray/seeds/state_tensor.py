@@ -65,9 +65,10 @@ Applied = tuple[NDArray[np.bool_], NDArray[np.uint8]]
 
 
 class ExtendedStateTensor(SeedColumns):
-    """Seed columns, changed only by `compare_and_set`, `advance`, `record` and `count_errors`.
+    """Seed columns and the only methods that change them.
 
-    Concurrent callers wait for one another, and no row is ever half written.
+    `compare_and_set`, `advance`, `record`, `count_errors` and `give_back`: concurrent callers wait
+    for one another, and no row is ever half written.
     """
 
     # ---- transitions -------------------------------------------------------------------------
