@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
+from torch import Tensor
 
 from esper_ray.errors import CorruptError
 from esper_ray.growth import snapshot, state_versions
@@ -57,14 +58,18 @@ def save_layer(layer: LayerSeeds, log: RunLog) -> list[SegmentRef]:
 
 def restore_stage(stage: Stage, log: RunLog, segments: Segments, step: int) -> None:
     """Take over what `save_stage` stored; CorruptError where it does not fit this stage."""
-    ref = named(segments, host_name(stage))
-    if ref.rows:
-        raise CorruptError(f"segment {ref.name!r} has {ref.rows} rows, a host has none")
-    host = codec.decode_tensors(log.read_segment(ref))
-    snapshot.load_host(stage, host)
+    snapshot.load_host(stage, read_host(stage, log, segments))
     for trainer in stage.trainers.values():
         restore_layer(trainer.layer, log, segments)
     snapshot.resume_trainers(stage, step)
+
+
+def read_host(stage: Stage, log: RunLog, segments: Segments) -> dict[str, Tensor]:
+    """A stage's stored host tensors, whatever they are; CorruptError where they are damaged."""
+    ref = named(segments, host_name(stage))
+    if ref.rows:
+        raise CorruptError(f"segment {ref.name!r} has {ref.rows} rows, a host has none")
+    return codec.decode_tensors(log.read_segment(ref))
 
 
 def restore_layer(layer: LayerSeeds, log: RunLog, segments: Segments) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from esper_ray.seeds import ExtendedStateTensor, SeedBank
 Columns = dict[str, NDArray[Any]]
 Tensors = dict[str, Tensor]
 Schema = Mapping[str, tuple[np.dtype, int]]
+Named = TypeVar("Named", bound=Tensor)
 
 COLUMN_NAMES: Final = (
     "lifecycle_state",
@@ -155,12 +156,21 @@ def row_shapes(bank: SeedBank, rows: int) -> dict[str, tuple[torch.dtype, tuple[
 
 
 def load_rows(layer: LayerSeeds, grown: Tensors, copies: Tensors) -> None:
-    """Take over stored rows; rows that are not stored are as at birth."""
+    """Take over the rows that `grown_tensors` and `rollback_tensors` have given.
+
+    The state comes first. CorruptError where a seed that holds a blueprint has no weights, or a
+    row belongs to no such seed.
+    """
     bank = layer.bank
     for stored in (grown, copies):
         ids = stored["seed_id"].long()
         if len(torch.unique(ids)) != len(ids) or not ((ids >= 0) & (ids < bank.num_seeds)).all():
             raise CorruptError("stored seed ids repeat or are out of range")
+    holding = (layer.state.columns[layer.state.BLUEPRINT_ID] >= 0).nonzero().flatten().cpu()
+    if not torch.equal(grown["seed_id"].long().sort().values, holding):
+        raise CorruptError("the stored weights are not those of the seeds that hold a blueprint")
+    if not torch.isin(copies["seed_id"].long(), holding).all():
+        raise CorruptError("a stored rollback copy is that of a seed without a blueprint")
     bank.clear()
     for stored, parts in ((grown, bank.tensors), (copies, bank.copies)):
         slots = bank.claim(stored["seed_id"].long().to(bank.slot_of_seed.device))
@@ -193,26 +203,44 @@ def _layers(stage: Stage) -> list[LayerSeeds]:
     return [trainer.layer for trainer in stage.trainers.values()]
 
 
-def load_host(stage: Stage, tensors: Tensors) -> None:
-    """Take over host tensors; CorruptError where a name, dtype or shape differs."""
-    present = module_tensors(stage.module, _layers(stage))
-    moments = {name for name in tensors if name.startswith("adam/")}
-    if set(tensors) - moments != set(present):
+def load_host(stage: Stage, tensors: Tensors, path: str = "") -> None:
+    """Take over host tensors, or of them those of the module at `path`; CorruptError as
+    `check_host`, and nothing is changed then."""
+    check_host(stage, tensors, path)
+    for name, value in _below(path, module_tensors(stage.module, _layers(stage))).items():
+        value.copy_(tensors[name])
+    for name, parameter in _below(path, stage.host_parameters).items():
+        stage.optimizer.state.pop(parameter, None)
+        prefix = f"adam/{name}/"
+        for key in sorted(key for key in tensors if key.startswith(prefix)):
+            stage.optimizer.state[parameter][key.removeprefix(prefix)] = tensors[key].clone()
+
+
+def check_host(stage: Stage, tensors: Tensors, path: str = "") -> None:
+    """CorruptError where a name, dtype or shape differs from those of a stage's host."""
+    present = _below(path, module_tensors(stage.module, _layers(stage)))
+    given = _below(path, tensors)
+    moments = {name for name in given if name.startswith("adam/")}
+    if set(given) - moments != set(present):
         raise CorruptError(
-            f"host tensors differ: {sorted((set(tensors) - moments) ^ set(present))[:3]}"
+            f"host tensors differ: {sorted((set(given) - moments) ^ set(present))[:3]}"
         )
     for name, value in present.items():
-        if tensors[name].shape != value.shape or tensors[name].dtype != value.dtype:
-            raise CorruptError(f"host tensor {name} is {tuple(tensors[name].shape)} in storage")
-        value.copy_(tensors[name])
-    stage.optimizer.state.clear()
+        if given[name].shape != value.shape or given[name].dtype != value.dtype:
+            raise CorruptError(f"host tensor {name} is {tuple(given[name].shape)} in storage")
     for name in sorted(moments):
-        _, _, rest = name.partition("/")
-        parameter_name, _, key = rest.rpartition("/")
-        if parameter_name not in stage.host_parameters:
+        parameter = stage.host_parameters.get(name.partition("/")[2].rpartition("/")[0])
+        if parameter is None:
             raise CorruptError(f"optimiser state {name} belongs to no parameter")
-        parameter = stage.host_parameters[parameter_name]
-        stage.optimizer.state[parameter][key] = tensors[name].clone()
+        if given[name].shape not in (torch.Size(), parameter.shape):
+            raise CorruptError(f"optimiser state {name} is {tuple(given[name].shape)} in storage")
+
+
+def _below(path: str, tensors: Mapping[str, Named]) -> dict[str, Named]:
+    """Those of the module at `path`, by names that may begin with the kind of tensor."""
+    kinds = ("", "parameter/", "buffer/", "adam/")
+    starts = tuple(f"{kind}{path}." for kind in kinds)
+    return {n: value for n, value in tensors.items() if not path or n.startswith(starts)}
 
 
 def resume_trainers(stage: Stage, step: int) -> None:

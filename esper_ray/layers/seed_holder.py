@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from esper_ray.blueprints import BlueprintShape, blueprint
+from esper_ray.errors import ConfigError
 from esper_ray.events.messages import GraftingSignals, TransitionBatch
 from esper_ray.grafting import GraftingSettings
 from esper_ray.lifecycle import (
@@ -103,6 +105,33 @@ class SeedHolder(nn.Module):
         self.bank.bring_back(rows(_S.ROLLED_BACK))
         self.bank.drop_copies(rows(_S.FOSSILIZED))
         self.bank.forget(rows(_S.CULLED, _S.CANCELLED, _S.DORMANT))
+
+    def give_back(
+        self,
+        seed_ids: NDArray[np.int64],
+        generation: NDArray[Any],
+        older: Mapping[str, NDArray[Any]],
+        tensors: Mapping[str, Tensor],
+    ) -> None:
+        """Give seeds that are in ROLLED_BACK older measurements, weights and moments, a row each.
+
+        See `ExtendedStateTensor.give_back` and `SeedBank.tensors`. Alpha stays 0, and error count,
+        history and generation as they are. ConfigError, and no change, where one of the seeds is in
+        another state or generation.
+        """
+        with self._latch:
+            view = self.state.rows(seed_ids)
+            wrong = (view.state != _S.ROLLED_BACK) | (view.generation != generation)
+            if wrong.any():
+                first = int(np.flatnonzero(wrong)[0])
+                raise ConfigError(
+                    f"seed {seed_ids[first]} of layer {self.layer_id!r} is in "
+                    f"{_S(view.state[first]).name}, generation {view.generation[first]}, "
+                    f"its checkpoint is of generation {generation[first]}",
+                    "roll back seeds that are in ROLLED_BACK, to checkpoints of the same life",
+                )
+            self.state.give_back(seed_ids, older)
+            self.bank.put(torch.from_numpy(seed_ids).to(self.state.alpha.device), tensors)
 
     def subscribe(self, tell: Callable[[TransitionBatch], None]) -> None:
         """Have `tell` called with the applied rows of every batch, after they have changed."""

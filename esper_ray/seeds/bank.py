@@ -169,6 +169,13 @@ class SeedBank(nn.Module):
             value[kept] = copies[name][kept]
 
     @torch.no_grad()
+    def put(self, rows: Tensor, tensors: Mapping[str, Tensor]) -> None:
+        """Give seeds `rows` values of `tensors()`, a row each."""
+        slots = self.claim(rows)
+        for name, value in self.tensors().items():
+            value[slots] = tensors[name].to(value)
+
+    @torch.no_grad()
     def forget(self, rows: Tensor) -> None:
         """Drop what seeds `rows` hold and their copies; their slots are free."""
         slots = self._held(rows)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Final, Literal
+from collections.abc import Mapping
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -64,9 +65,10 @@ Applied = tuple[NDArray[np.bool_], NDArray[np.uint8]]
 
 
 class ExtendedStateTensor(SeedColumns):
-    """Seed columns, changed only by `compare_and_set`, `advance`, `record` and `count_errors`.
+    """Seed columns and the only methods that change them.
 
-    Concurrent callers wait for one another, and no row is ever half written.
+    `compare_and_set`, `advance`, `record`, `count_errors` and `give_back`: concurrent callers wait
+    for one another, and no row is ever half written.
     """
 
     # ---- transitions -------------------------------------------------------------------------
@@ -255,6 +257,22 @@ class ExtendedStateTensor(SeedColumns):
                 self.grafting.observed(batch.loss_variance, batch.accuracy_variance)
             self._views.clear()
         return reason
+
+    def give_back(self, seed_ids: NDArray[np.int64], older: Mapping[str, NDArray[Any]]) -> None:
+        """Put some columns of seeds back to `older` values, a row for each seed.
+
+        Keys: blueprint_id, grafting_strategy, evaluation_score, performance_metrics (rows, 4),
+        metrics_valid.
+        """
+        with self._latch:
+            columns = self.fetch("columns")
+            columns[self.BLUEPRINT_ID][seed_ids] = older["blueprint_id"]
+            columns[self.GRAFTING_STRATEGY][seed_ids] = older["grafting_strategy"]
+            columns[self.EVALUATION_SCORE][seed_ids] = older["evaluation_score"]
+            self.host("metrics")[:, seed_ids] = older["performance_metrics"].T
+            self.host("metrics_valid")[seed_ids] = older["metrics_valid"]
+            self.send(seed_ids, "columns", "metrics", "metrics_valid")
+            self._views.clear()
 
     def _store(
         self,

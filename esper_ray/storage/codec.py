@@ -30,7 +30,15 @@ _ARROW_TYPES: dict[str, Any] = {
     "float64": pa.float64(),
 }
 # Arrow reports bad input by its own type and by most of these.
-_ARROW_ERRORS = (pa.ArrowException, ValueError, TypeError, KeyError, OSError, MemoryError)
+_ARROW_ERRORS = (
+    pa.ArrowException,
+    EOFError,
+    KeyError,
+    MemoryError,
+    OSError,
+    TypeError,
+    ValueError,
+)
 
 
 def encode_table(

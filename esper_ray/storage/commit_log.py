@@ -117,8 +117,10 @@ class RunLog:
             seqs = self.commit_numbers()
             if resumed_from is not None and resumed_from not in seqs:
                 raise CheckpointNotFound(f"{self.root.url} has no commit {resumed_from}")
-            run_epoch = max(self.epoch_numbers(), default=0) + 1
-            record = EpochRecord(run_epoch, resumed_from, max(seqs, default=0) + 1, source)
+            starts = self.epoch_numbers()
+            run_epoch = objects.next_number(f"{self.root.url}/epochs", starts, digits=8)
+            next_seq = objects.next_number(f"{self.root.url}/commits", seqs)
+            record = EpochRecord(run_epoch, resumed_from, next_seq, source)
             body = {
                 **objects.header("epoch", run_epoch),
                 "resumed_from": resumed_from,

@@ -18,7 +18,7 @@ from esper_ray.errors import CorruptError, StorageUnavailable
 from esper_ray.storage import manifest
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.manifest import LogRef
-from esper_ray.storage.records import header, numbers, read_manifest
+from esper_ray.storage.records import header, next_number, numbers, read_manifest
 
 GC_NAME: Final = re.compile(r"[0-9]{20}\.json")
 SWEEP_S: Final = 120.0
@@ -71,7 +71,7 @@ def append(root: Root, kind: str, **fields: object) -> int:
     body = {**header(kind, 0), **fields}
     data = manifest.encode(body)
     for _ in range(_ATTEMPTS):
-        seq = max(record_numbers(root), default=0) + 1
+        seq = next_number(f"{root.url}/gc", record_numbers(root))
         try:
             root.create(gc_path(seq), data)
         except FileExistsError:

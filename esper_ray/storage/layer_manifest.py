@@ -203,7 +203,7 @@ def read(root: Replica, path: str) -> tuple[ShardManifest, str]:
     try:
         found = _from_json(manifest.decode(data))
     except CorruptError as error:
-        raise CorruptError(f"{root.url}/{path} is damaged: {error}", error.hint) from error
+        raise type(error)(f"{root.url}/{path} is damaged: {error}", error.hint) from error
     key = layer_key(found.layer_id)
     if path != shard_path(key, found.run_epoch, found.shard.index, found.seq):
         raise CorruptError(f"{root.url}/{path} is the manifest of another place")

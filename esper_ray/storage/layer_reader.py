@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from esper_ray.errors import CheckpointNotFound, CorruptError, EsperError
+from esper_ray.errors import CheckpointNotFound, CorruptError, EsperError, TooNewError
 from esper_ray.storage import layer_manifest
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.layer_manifest import ManifestRef, ShardManifest
@@ -151,10 +151,15 @@ class LayerReader:
         return self._complete(whole)
 
     def newest(self, run_epoch: int, shard: int, step: int | None = None) -> ShardManifest | None:
-        """The newest whole manifest, or the newest of at most `step`, None if there is none."""
+        """The newest whole manifest, or the newest of at most `step`, None if there is none.
+
+        TooNewError for one of a newer version: to go on before it would give up what it has done.
+        """
         for seq in reversed(self.seqs(run_epoch, shard)):
             try:
                 entry, _ = self.manifest(run_epoch, shard, seq)
+            except TooNewError:
+                raise
             except CorruptError as error:
                 _log.warning("a damaged manifest is passed over: %s", error)
                 continue

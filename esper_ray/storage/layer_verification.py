@@ -21,9 +21,9 @@ def verify_layers(root: Root, refs: dict[str, SegmentRef]) -> Iterator[Problem]:
     digests: dict[str, str] = {}
     parents: dict[str, dict[str, str]] = {}
     for path in layer_manifests(root):
-        data = root.read(path, manifest.MAX_BYTES)
-        digests[path] = hashlib.sha256(data).hexdigest()
         try:
+            data = root.read(path, manifest.MAX_BYTES)
+            digests[path] = hashlib.sha256(data).hexdigest()
             body = manifest.decode(data)
             parents[path] = _parents(path, body)
             segments = manifest.segments(body)

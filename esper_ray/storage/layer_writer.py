@@ -48,9 +48,9 @@ class LayerWriter:
     def publish(self, commit: Commit, group: Group) -> None:
         """Store a prepared commit; after StorageUnavailable the same call may be made again."""
         for level in self.log.publish(commit):
+            self.needs_all = self.needs_all and not self._whole
             if not self._void:
                 group.future.reach(level)
-        self.needs_all = self.needs_all and not self._whole
         if isinstance(group, SeedGroup) and not self._void:
             self.recent.keep(group)
 

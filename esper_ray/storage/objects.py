@@ -11,7 +11,9 @@ from esper_ray.errors import CorruptError, FencedError, StorageUnavailable, TooN
 from esper_ray.storage import gc_log, manifest
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.manifest import LogRef, SegmentRef
+from esper_ray.storage.records import absent as absent
 from esper_ray.storage.records import header as header
+from esper_ray.storage.records import next_number as next_number
 from esper_ray.storage.records import numbers as numbers
 from esper_ray.storage.records import read_manifest as read_manifest
 from esper_ray.storage.replica import Replica

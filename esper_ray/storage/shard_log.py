@@ -90,6 +90,13 @@ class ShardLog:
 
     def open(self, incarnation: int | None = None) -> None:
         """Become the writer; FencedError if one of this or a higher incarnation has been it."""
+        try:
+            self._open(incarnation)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, incarnation: int | None) -> None:
         for root in self._roots:
             objects.ensure_format(root)
         for _ in range(_ATTEMPTS):
@@ -99,7 +106,7 @@ class ShardLog:
             try:
                 self._bring_up(seqs)
                 live = head.layer_state if head else ()
-                seq = max(seqs, default=0) + 1
+                seq = objects.next_number(self._where(), seqs)
                 step = head.step if head else None
                 opening = self._commit("open", seq, live, step, {})
                 list(self._publish(opening, self._roots[::-1]))  # the deciding root first
@@ -214,9 +221,10 @@ class ShardLog:
         for root in roots:
             self._put(root, [(s.ref, commit.new.get(s.ref.sha256)) for s in entry.segments])
             objects.create_or_confirm(root, path, commit.data)
+            if root is roots[-1]:  # before anybody is told, who may ask for the last manifest
+                self._head, self._parents = entry, (commit.ref,)
+                self.reader.remember(entry, commit.ref)
             yield "durable-local" if root.local else "durable-object"
-        self._head, self._parents = entry, (commit.ref,)
-        self.reader.remember(entry, commit.ref)
         self._tell_replicas(path, commit)
 
     def _tell_replicas(self, path: str, commit: Commit) -> None:

@@ -82,7 +82,7 @@ def _verify_reference(root: Root, ref: SegmentRef | LogRef, *, quick: bool) -> I
 def _verify_gc(log: RunLog, parts: dict[str, LogRef]) -> Iterator[Problem]:
     """Report damaged records; add to `parts` the event logs of what was pruned and still counts."""
     numbers = gc_log.record_numbers(log.root)
-    for seq in sorted(set(range(1, max(numbers, default=0))) - set(numbers)):
+    for seq in objects.absent(numbers):
         yield damage(gc_log.gc_path(seq), "missing")
     pruned: dict[int, LogRef | None] = {}
     for seq in numbers:
@@ -118,7 +118,7 @@ def _verify_format(root: Root) -> Iterator[Problem]:
 
 def _verify_epochs(log: RunLog) -> Iterator[Problem]:
     numbers = log.epoch_numbers()
-    for number in sorted(set(range(1, max(numbers, default=0))) - set(numbers)):
+    for number in objects.absent(numbers):
         yield damage(epoch_path(number), "missing")
     for number in numbers:
         try:

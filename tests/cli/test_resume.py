@@ -139,6 +139,25 @@ def test_resume_of_an_older_step_gives_up_what_came_after(cli: Command, store: P
     assert cli("checkpoints", "verify", "store").code == 0
 
 
+def test_a_resumed_older_step_opens_a_new_line_that_is_then_the_latest(
+    cli: Command, store: Path
+) -> None:
+    given_up = commit(store, 4).read_bytes()
+    done = cli(*TRAIN, "--resume", "store@step=8", "--set", "train.epochs=7")
+    assert done.code == 0, done.stderr
+    rows = json.loads(cli("checkpoints", "list", "store", "--json").stdout)["checkpoints"]
+    assert [(row["seq"], row["step"]) for row in rows[:3]] == [(6, 14), (5, 12), (3, 8)]
+    for selector in ("", "@latest", "@step=14"):
+        shown = json.loads(cli("checkpoints", "show", f"store{selector}", "--json").stdout)
+        assert (shown["seq"], shown["step"]) == (6, 14)
+    cli("checkpoints", "show", "store@step=10").failed(3)  # of the line that was given up
+    assert commit(store, 4).read_bytes() == given_up
+    for resume in ("auto", "store@latest"):
+        again = cli(*TRAIN, "--resume", resume, "--set", "train.epochs=7")
+        assert "at step 14" in again.stderr
+    assert cli("checkpoints", "verify", "store").code == 0
+
+
 def test_resume_from_another_place_stores_in_its_own(
     cli: Command, store: Path, everything: Callable[[], Snapshot]
 ) -> None:

@@ -221,6 +221,21 @@ def test_stored_rows_of_unknown_or_repeated_seeds_are_corrupt(ids: list[int]) ->
         snapshot.load_rows(layer, rows, snapshot.rollback_tensors(layer))
 
 
+def test_weights_must_be_those_of_the_seeds_that_hold_a_blueprint() -> None:
+    layer = layer_of(lived(stage_spec()))
+    grown, copies = snapshot.grown_tensors(layer), snapshot.rollback_tensors(layer)
+    before = copy.deepcopy(layer.state_dict())
+    for rows in (grown, copies):
+        rows["seed_id"] = rows["seed_id"].clone()
+    fewer = {name: value[:2] for name, value in grown.items()}
+    with pytest.raises(CorruptError, match="weights are not those of the seeds"):
+        snapshot.load_rows(layer, fewer, copies)
+    copies["seed_id"][1] = 2
+    with pytest.raises(CorruptError, match="copy is that of a seed without a blueprint"):
+        snapshot.load_rows(layer, grown, copies)
+    assert all(same_bits(before[name], value) for name, value in layer.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -232,6 +247,7 @@ def test_stored_rows_of_unknown_or_repeated_seeds_are_corrupt(ids: list[int]) ->
             "1.logits.bias",
         ),
         (lambda t: t.update({"adam/1.nothing/step": torch.ones(())}), "belongs to no parameter"),
+        (lambda t: t.update({"adam/1.logits.bias/exp_avg": torch.ones(3)}), r"exp_avg is \(3,\)"),
     ],
 )
 def test_host_tensors_of_another_model_are_corrupt(
@@ -240,8 +256,12 @@ def test_host_tensors_of_another_model_are_corrupt(
     stage = lived(stage_spec())
     tensors = snapshot.host_tensors(stage)
     change(tensors)
+    fresh = Stage(stage.spec)
+    before = everything(fresh)
+    kept = {name: value.clone() for name, value in before.items()}
     with pytest.raises(CorruptError, match=named):
-        snapshot.load_host(Stage(stage.spec), tensors)
+        snapshot.load_host(fresh, tensors)
+    assert all(same_bits(kept[name], value) for name, value in before.items())
 
 
 def test_row_shapes_describe_what_is_stored() -> None:

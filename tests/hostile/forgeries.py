@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from esper_ray.growth import snapshot
 from esper_ray.storage import codec
-from tests.hostile.mutations import Mutant, flip_bits
-from tests.hostile.stored_run import Objects, body_of, commits, sealed, sealed_text
+from tests.hostile.mutations import Mutant, Objects, flip_bits
+from tests.hostile.stored_run import body_of, commits, sealed, sealed_text
 
 PATHS = (
     "../../etc/passwd",
@@ -88,7 +88,9 @@ RAW: dict[str, Callable[[dict[str, Any]], bytes]] = {
 Change = Callable[[random.Random, dict[str, Any]], None]
 
 
-def _set(*keys: Any, to: tuple[Any, ...]) -> Change:
+def replace(*keys: Any, to: tuple[Any, ...]) -> Change:
+    """Another value at a place; `...` is any of the segments."""
+
     def change(rng: random.Random, body: dict[str, Any]) -> None:
         inside: Any = body
         *way, last = (rng.randrange(len(body["segments"])) if k is ... else k for k in keys)
@@ -102,7 +104,9 @@ def _set(*keys: Any, to: tuple[Any, ...]) -> Change:
     return change
 
 
-def _drop(*keys: Any) -> Change:
+def drop(*keys: Any) -> Change:
+    """No value at a place; `...` is any of the segments."""
+
     def change(rng: random.Random, body: dict[str, Any]) -> None:
         inside: Any = body
         *way, last = (rng.randrange(len(body["segments"])) if k is ... else k for k in keys)
@@ -152,34 +156,34 @@ def _other_kind(rng: random.Random, body: dict[str, Any]) -> None:
 
 
 CHANGES: dict[str, Change] = {
-    "segment file": _set("segments", ..., "file", to=(*PATHS, 7, None)),
-    "segment sha256": _set("segments", ..., "sha256", to=("", "0" * 64, "A" * 64, 1, None)),
-    "segment size": _set("segments", ..., "size", to=(0, *NUMBERS)),
+    "segment file": replace("segments", ..., "file", to=(*PATHS, 7, None)),
+    "segment sha256": replace("segments", ..., "sha256", to=("", "0" * 64, "A" * 64, 1, None)),
+    "segment size": replace("segments", ..., "size", to=(0, *NUMBERS)),
     "segment rows": _segment_rows,
     "segment name": _segment_renamed,
-    "segment field lost": _drop("segments", ..., "size"),
+    "segment field lost": drop("segments", ..., "size"),
     "segment lost": _segment_lost,
     "segment twice": _segment_twice,
     "segment with more fields": _extra_field,
     "segments of another kind": _other_kind,
-    "segments": _set("segments", to=(None, {}, "x", 1, [None], [[]], ["../x"])),
-    "log file": _set("log", "file", to=(*PATHS, 7)),
-    "log size": _set("log", "size", to=(0, *NUMBERS)),
-    "log": _set("log", to=(None, [], "../x", {"url": "s3://x"})),
-    "min_reader": _set("min_reader", to=(2, 2**70, "1", None, True, 1.0)),
-    "format": _set("format", to=("other", None, 1)),
-    "kind": _set("kind", to=("epoch", "open", None, 1)),
-    "seq": _set("seq", to=(0, -1, 2**70, "1", None, True)),
-    "model factory": _set("config", "model.factory", to=("os:system", "subprocess:run")),
-    "blueprint": _set("config", "seeds.blueprint", to=PATHS),
-    "config": _set("config", to=(None, [], "x", 1, {})),
-    "epoch": _set("epoch", to=(-1, 2**70, 10**60, "x", None, [], {}, True)),
-    "step": _set("step", to=(-1, 2**70, 10**60, "x", None, [], {}, True)),
-    "coordinator": _set("coordinator", to=(None, [], "x", 1, {})),
-    "gate losses": _set("coordinator", "gate_losses", to=(1, "x", [[]], ["x"], [None], None)),
-    "outcomes": _set("coordinator", "outcomes", to=(1, None, "{", "[]", '{"linear":1}')),
-    **{f"{key} lost": _drop(key) for key in ("segments", "epoch", "step", "config", "coordinator")},
-    **{f"{key} lost": _drop(key) for key in ("seq", "kind", "format")},
+    "segments": replace("segments", to=(None, {}, "x", 1, [None], [[]], ["../x"])),
+    "log file": replace("log", "file", to=(*PATHS, 7)),
+    "log size": replace("log", "size", to=(0, *NUMBERS)),
+    "log": replace("log", to=(None, [], "../x", {"url": "s3://x"})),
+    "min_reader": replace("min_reader", to=(2, 2**70, "1", None, True, 1.0)),
+    "format": replace("format", to=("other", None, 1)),
+    "kind": replace("kind", to=("epoch", "open", None, 1)),
+    "seq": replace("seq", to=(0, -1, 2**70, "1", None, True)),
+    "model factory": replace("config", "model.factory", to=("os:system", "subprocess:run")),
+    "blueprint": replace("config", "seeds.blueprint", to=PATHS),
+    "config": replace("config", to=(None, [], "x", 1, {})),
+    "epoch": replace("epoch", to=(-1, 2**70, 10**60, "x", None, [], {}, True)),
+    "step": replace("step", to=(-1, 2**70, 10**60, "x", None, [], {}, True)),
+    "coordinator": replace("coordinator", to=(None, [], "x", 1, {})),
+    "gate losses": replace("coordinator", "gate_losses", to=(1, "x", [[]], ["x"], [None], None)),
+    "outcomes": replace("coordinator", "outcomes", to=(1, None, "{", "[]", '{"linear":1}')),
+    **{f"{key} lost": drop(key) for key in ("segments", "epoch", "step", "config", "coordinator")},
+    **{f"{key} lost": drop(key) for key in ("seq", "kind", "format")},
 }
 
 
@@ -263,8 +267,15 @@ TENSORS: dict[str, bytes] = {
 }
 
 
-def _state_batch(rows: int) -> Any:
-    schema = snapshot.STATE_SCHEMA
+Schema = Mapping[str, tuple[Any, int]]
+
+_EVENTS: Schema = {name: (np.dtype(np.int32), 0) for name in ("seed_id", "event_no")}
+STATE: Schema = snapshot.STATE_SCHEMA
+LAYER_STATE: Schema = {**_EVENTS, **{n: s for n, s in STATE.items() if n != "seed_id"}}
+"""Columns of a layer's state in a commit of a run, and in the log of the layer."""
+
+
+def _state_batch(rows: int, schema: Schema) -> Any:
     columns = {n: np.zeros((rows, w) if w else rows, d) for n, (d, w) in schema.items()}
     arrays = [codec._to_arrow(values) for values in columns.values()]
     return pa.record_batch(arrays, schema=codec._schema(schema))
@@ -286,20 +297,22 @@ def _nested(levels: int) -> Any:
     return pa.record_batch([pa.array([None], kind)], names=["seed_id"])
 
 
-def arrow_files() -> dict[str, bytes]:
+def arrow_files(state: Schema = STATE) -> dict[str, bytes]:
     """Hostile tables; made where memory is not measured."""
     ids = pa.array(np.zeros(4, np.int32))
     words = pa.array(["a", "b", "a", "b"]).dictionary_encode()
     return {
-        "a bomb of 200 MB": _arrow(_state_batch(1_300_000)),
-        "an lz4 bomb": _arrow(_state_batch(200_000), "lz4"),
-        "no compression": _arrow(_state_batch(4), None),
+        "a bomb of 200 MB": _arrow(_state_batch(1_300_000, state)),
+        "an lz4 bomb": _arrow(_state_batch(200_000, state), "lz4"),
+        "no compression": _arrow(_state_batch(4, state), None),
         "a dictionary": _arrow(pa.record_batch([words], names=["seed_id"])),
         "other columns": _arrow(pa.record_batch([ids], names=["../../x"])),
-        "no rows": _arrow(_state_batch(0)),
+        "no rows": _arrow(_state_batch(0, state)),
         "500 levels": _arrow(_nested(60)),
         "nulls": _arrow(pa.record_batch([pa.nulls(4, pa.int32())], names=["seed_id"])),
-        "metadata": _arrow(_state_batch(4).replace_schema_metadata({"factory": "os:system"})),
+        "metadata": _arrow(
+            _state_batch(4, state).replace_schema_metadata({"factory": "os:system"})
+        ),
         "no bytes": b"",
         "a magic alone": b"ARROW1\0\0",
         "a stream of 2 GiB": b"ARROW1\0\0" + struct.pack("<Ii", 0xFFFFFFFF, 2**31 - 8),
@@ -330,22 +343,25 @@ def forged_segment(rng: random.Random, objects: Objects, tables: dict[str, bytes
     return _replaced(objects, f"{ref['name']} with {name}", kind, ref, payloads[name])
 
 
+def changed_bytes(rng: random.Random, whole: bytes, *, lengths: bool = True) -> bytes:
+    """Other bytes of a segment: some bits flipped, or any length that a buffer may declare."""
+    if lengths and rng.random() < 0.3:
+        at = rng.randrange(0, len(whole) - 8, 8)
+        size = rng.choice([-1, -2, 2**31, 2**40, 2**62, 2**63 - 1])
+        data = whole[:at] + struct.pack("<q", size) + whole[at + 8 :]
+        if data != whole:
+            return data
+    head = min(len(whole), rng.choice([64, 512, 2**20]))  # headers are where decoders decide
+    return flip_bits(rng, whole[:head]) + whole[head:]
+
+
 def forged_bytes(rng: random.Random, objects: Objects) -> Mutant:
     """A segment of the newest commit with some bytes changed, and named as it is."""
     _, body = _commit(objects)
     ref = rng.choice([*body["segments"], body["log"]])
     kind = ref["file"].rpartition(".")[2] if "name" in ref else "log"
     path = f"log/{ref['file']}" if kind == "log" else f"segments/{ref['file']}"
-    data = objects[path]
-    if rng.random() < 0.3 and kind != "log":  # any length that a buffer may declare
-        at = rng.randrange(0, len(data) - 8, 8)
-        size = rng.choice([-1, -2, 2**31, 2**40, 2**62, 2**63 - 1])
-        data = data[:at] + struct.pack("<q", size) + data[at + 8 :]
-        if data == objects[path]:
-            data = flip_bits(rng, data)
-    else:
-        head = min(len(data), rng.choice([64, 512, 2**20]))  # headers are where decoders decide
-        data = flip_bits(rng, data[:head]) + data[head:]
+    data = changed_bytes(rng, objects[path], lengths=kind != "log")
     name = f"bytes of {ref.get('name', 'the log')} changed"
     forged = _replaced(objects, name, kind, ref, data)
     return Mutant(forged.name, forged.changes, forged=True, legal=True)

@@ -6,7 +6,21 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.hostile.stored_run import Objects, commits
+Objects = dict[str, bytes]
+"""Every stored object by its path below the root."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aims:
+    """What of a whole store matters most.
+
+    `newest`: the manifests that decide what is restored. `spared`: objects that may be absent from
+    a whole store too, since nothing names them. `places`: where else a record may be put.
+    """
+
+    newest: tuple[str, ...]
+    spared: frozenset[str]
+    places: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,21 +37,25 @@ class Mutant:
     legal: bool = False
 
 
-Mutation = Callable[[random.Random, Objects], Mutant]
+class Accepted(AssertionError):
+    """Damage that nobody was told of."""
 
 
-def _aims(rng: random.Random, objects: Objects) -> list[str]:
-    """Half of the time what the newest commit is made of, else every object."""
-    newest = commits(objects)[0]
+Mutation = Callable[[random.Random, Objects, Aims], Mutant]
+
+
+def _aimed(rng: random.Random, objects: Objects, aims: Aims) -> list[str]:
+    """Half of the time what the newest manifests are made of, else every object."""
     if rng.random() < 0.5:
         return sorted(objects)
+    newest = rng.choice(aims.newest)
     told = objects[newest].decode()
     return [newest, *(path for path in sorted(objects) if path.rpartition("/")[2] in told)]
 
 
 def _one(name: str, change: Callable[[random.Random, bytes], bytes]) -> Mutation:
-    def mutate(rng: random.Random, objects: Objects) -> Mutant:
-        path = rng.choice(_aims(rng, objects))
+    def mutate(rng: random.Random, objects: Objects, aims: Aims) -> Mutant:
+        path = rng.choice(_aimed(rng, objects, aims))
         return Mutant(f"{name} {path}", {path: change(rng, objects[path])})
 
     return mutate
@@ -79,14 +97,14 @@ def _overwritten(rng: random.Random, data: bytes) -> bytes:
     return rng.randbytes(rng.randint(1, 2 * len(data)))
 
 
-def _swapped(rng: random.Random, objects: Objects) -> Mutant:
+def _swapped(rng: random.Random, objects: Objects, aims: Aims) -> Mutant:
     """Two objects in each other's place."""
     one = rng.choice(sorted(objects))
     other = rng.choice([path for path in sorted(objects) if objects[path] != objects[one]])
     return Mutant(f"swap {one} {other}", {one: objects[other], other: objects[one]})
 
 
-def _copied(rng: random.Random, objects: Objects) -> Mutant:
+def _copied(rng: random.Random, objects: Objects, aims: Aims) -> Mutant:
     """One object in the place of another of its kind."""
     target = rng.choice(sorted(objects))
     folder = target.partition("/")[0]
@@ -95,18 +113,29 @@ def _copied(rng: random.Random, objects: Objects) -> Mutant:
     return Mutant(f"copy {source} over {target}", {target: objects[source]})
 
 
-def _deleted(rng: random.Random, objects: Objects) -> Mutant:
-    """Any object but a commit, whose loss leaves what pruning it would leave."""
-    path = rng.choice(sorted(objects.keys() - set(commits(objects))))
+def _deleted(rng: random.Random, objects: Objects, aims: Aims) -> Mutant:
+    """Any object that a whole store must have."""
+    path = rng.choice(sorted(objects.keys() - aims.spared))
     return Mutant(f"delete {path}", {path: None})
 
 
-def _added(rng: random.Random, objects: Objects) -> Mutant:
+def _added(rng: random.Random, objects: Objects, aims: Aims) -> Mutant:
     """A record under a number of its own: rubbish, or a copy of another."""
-    newest = commits(objects)[0]
-    seq = rng.choice([int(newest[8:28]) + 1, 10**20 - 1])
+    newest = rng.choice(aims.newest)
+    folder, _, file = newest.rpartition("/")
     data = rng.choice([b"", b"{}", rng.randbytes(100), objects[newest]])
-    return Mutant(f"add commit {seq}", {f"commits/{seq:020d}.json": data})
+    after, last = f"{int(file[:20]) + 1:020d}", "9" * 20
+    path = rng.choice(
+        [
+            f"{folder}/{after}.json",
+            f"{folder}/{after}.json",
+            f"{folder}/{last}.json",
+            f"gc/{rng.choice([after, last])}.json",
+            f"epochs/{rng.choice(['00000009', '99999999'])}.json",
+            *aims.places,
+        ]
+    )
+    return Mutant(f"add {path}", {path: data})
 
 
 MUTATIONS: tuple[Mutation, ...] = (
@@ -125,6 +154,6 @@ MUTATIONS: tuple[Mutation, ...] = (
 )
 
 
-def mutant(rng: random.Random, objects: Objects) -> Mutant:
+def mutant(rng: random.Random, objects: Objects, aims: Aims) -> Mutant:
     """One damaged store."""
-    return rng.choice(MUTATIONS)(rng, objects)
+    return rng.choice(MUTATIONS)(rng, objects, aims)

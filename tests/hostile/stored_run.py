@@ -16,20 +16,23 @@ from esper_ray.config import RunConfig, parse_config
 from esper_ray.growth import snapshot
 from esper_ray.growth.stage import Stage
 from esper_ray.runtime import Runtime
-
-Objects = dict[str, bytes]
+from tests.hostile.mutations import Objects
 
 EPOCHS = (8, 12)
 """Epochs of the first start of the run and of the second, which resumes it."""
 
 
 def run_config(folder: Path, epochs: int = EPOCHS[-1], **storage: Any) -> RunConfig:
-    """Two layers of four seeds; some train, some graft and some have failed when it ends."""
+    """Two layers of four seeds, which are half blended in when it ends."""
     return parse_config(
         {
             "run": "hostile",
             "seed": 3,
-            "data": {"batch_size": 32, "evaluation_samples": 64},
+            "data": {
+                "args": {"cap_bytes": 60_000},
+                "batch_size": 32,
+                "evaluation_samples": 64,
+            },
             "model": {"args": {"embedding": 8, "hidden": 16}},
             "train": {"epochs": epochs, "lr": 4e-3},
             "seeds": {
@@ -37,7 +40,7 @@ def run_config(folder: Path, epochs: int = EPOCHS[-1], **storage: Any) -> RunCon
                 "epoch_steps": 2,
                 "blueprint": "bottleneck",
                 "hidden": 4,
-                "grafting": {"strategy": "linear", "ramp_epochs": 6},
+                "grafting": {"strategy": "linear", "ramp_epochs": 12},
             },
             "lifecycle": {
                 "germinate_after": 2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,19 @@ def test_an_older_incarnation_cannot_open_the_shard(tmp_path: Path) -> None:
     writer(str(tmp_path), incarnation=8).close()
     with pytest.raises(FencedError, match="other columns"):
         writer(str(tmp_path), shard=ShardId(0, 2, 0, 20))
+
+
+def test_a_shard_whose_numbers_are_used_up_is_not_opened(root: Root) -> None:
+    with writer(root) as manager:
+        saved = manager.save_checkpoint(LAYER, 2, {"lifecycle": 5})
+    folder = f"layers/{saved.layer_key}/e00000001/s0000"
+    root.create(f"{folder}/99999999999999999999.json", b"{}")
+    before = threading.active_count()
+    with pytest.raises(CorruptError, match="more than any run stores"):
+        writer(root)
+    assert threading.active_count() == before
+    found = CheckpointManager(root, layer_id=LAYER).restore_checkpoint(saved, "cpu")
+    assert found["state_data"]["lifecycle"] == 5
 
 
 def test_saves_after_a_restart_hide_no_older_checkpoint(tmp_path: Path) -> None:

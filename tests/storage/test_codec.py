@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 
 from esper_ray.errors import CorruptError
 from esper_ray.storage.arrow_bounds import ColumnBounds, check_batch
-from esper_ray.storage.codec import decode_table, decode_tensors, encode_table, encode_tensors
+from esper_ray.storage.codec import (
+    decode_batch,
+    decode_table,
+    decode_tensors,
+    encode_table,
+    encode_tensors,
+)
 
 Columns = dict[str, npt.NDArray[Any]]
 DTYPES = ("int8", "int16", "int32", "int64", "uint8", "float32", "float64")
@@ -216,6 +222,12 @@ def test_declared_length_of_a_buffer_is_checked_before_decoding() -> None:
 def test_bytes_that_are_no_arrow_file_are_refused(data: bytes) -> None:
     with pytest.raises(CorruptError):
         decode_table(data, INT, 3)
+
+
+def test_no_bytes_are_no_batch() -> None:
+    for data in (b"", b"\xff\xff\xff\xff\0\0\0\0"):
+        with pytest.raises(CorruptError, match="batch cannot be read"):
+            decode_batch(data, schema_of(sample(3)), 3)
 
 
 def test_mutated_arrow_bytes_are_refused_or_keep_the_shape() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,22 @@ def test_next_number_counts_damaged_commits(root: Root) -> None:
     RunLog(root).open_epoch(None)
     root.create(commit_path(7), b"damaged")
     assert RunLog(root).open_epoch(None).next_seq == 8
+
+
+@pytest.mark.parametrize("name", ["commits/99999999999999999999", "epochs/99999999"])
+def test_a_number_that_leaves_none_for_those_who_follow_is_refused(root: Root, name: str) -> None:
+    log = RunLog(root)
+    record = log.open_epoch(None)
+    log.commit(record.next_seq, {"step": 1}, [])
+    root.create(f"{name}.json", b"{}")
+    with pytest.raises(CorruptError, match="9999, more than any run stores"):
+        RunLog(root).open_epoch(1)  # what came after it would have a name that no reader knows
+    root.create("gc/99999999999999999999.json", b"{}")
+    tracemalloc.start()
+    found = {problem["object"] for problem in RunCheckpoints(log).verify()}
+    assert tracemalloc.get_traced_memory()[1] < 2**22  # nor are all that are missing counted
+    tracemalloc.stop()
+    assert {"gc/99999999999999999999.json", f"{name}.json"} <= found
 
 
 def test_resuming_an_absent_commit_is_refused(root: Root) -> None:

@@ -104,6 +104,16 @@ def test_symbolic_link_is_refused(tmp_path: Path) -> None:
         root.create("a/link", b"2")
 
 
+@pytest.mark.parametrize("span", [(0, 2**40), (0, 2**62), (2**62, 2**62 + 8), (7, 9), (2, 2**63)])
+def test_a_range_that_no_object_has_is_refused_and_takes_no_memory(
+    tmp_path: Path, span: tuple[int, int]
+) -> None:
+    root = Root.open(str(tmp_path))
+    root.create("a", b"12345")
+    with pytest.raises(CorruptError, match=f"ends before byte {span[1]}"):
+        root.read_ranges([("a", *span)])
+
+
 def test_linked_folder_is_refused(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

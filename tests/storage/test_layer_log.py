@@ -153,6 +153,14 @@ def test_four_shards_restore_onto_any_number(root: Root) -> None:
         assert same(newest(parts), rows)
 
 
+def test_the_pin_of_a_shard_is_what_was_flushed_last() -> None:
+    with writer(Root.open("memory://pins-of-a-shard/run"), seeds=3) as manager:
+        for number in range(100):
+            manager.save_checkpoint(LAYER, 1, {"lifecycle": 1})
+            manager.flush()
+            assert manager.pin().seq == number + 2
+
+
 def test_a_new_run_epoch_has_other_shards_and_leaves_the_old_one_alone(tmp_path: Path) -> None:
     root, rows, later = str(tmp_path), rows_of(EVERYONE), rows_of(EVERYONE, seed=1)
     pins = save_sharded(root, rows, 4, step=3)

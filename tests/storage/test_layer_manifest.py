@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from esper_ray.errors import CheckpointNotFound, CorruptError, FencedError
+from esper_ray.errors import CheckpointNotFound, CorruptError, FencedError, TooNewError
 from esper_ray.storage import CheckpointManager, Root, ShardId, layer_manifest, manifest
 from esper_ray.storage.group_commit import CommitPolicy
 from esper_ray.storage.layer_manifest import ManifestRef
@@ -126,6 +127,31 @@ def test_a_forged_number_of_rows_takes_no_memory(tmp_path: Path, part: str, rows
     entry, _ = reader.manifest(1, 0, 3)
     with pytest.raises(CorruptError):
         reader.seed(entry, 1, 0)
+
+
+def test_a_manifest_of_a_newer_version_is_not_passed_over(tmp_path: Path) -> None:
+    path = stored(tmp_path)
+    body = manifest.decode(path.read_bytes())
+    path.write_bytes(manifest.encode({**body, "min_reader": 2}))
+    with pytest.raises(TooNewError, match="newer version"):
+        CheckpointManager(str(tmp_path), layer_id=LAYER).restore_layer()
+    with pytest.raises(TooNewError, match="newer version"):
+        stored(tmp_path)
+    assert len(list(path.parent.iterdir())) == 3
+
+
+def test_a_piece_that_no_memory_holds_is_refused(tmp_path: Path) -> None:
+    path = stored(tmp_path)
+    for span in ([0, 2**40], [2**61, 8]):
+        body = manifest.decode(path.read_bytes())
+        for ref in body["segments"]:
+            ref["size"] = 2**62
+            for piece in body["index"][ref["name"]]["pieces"]:
+                piece[3:5] = span
+        path.write_bytes(manifest.encode(body))
+        manager = CheckpointManager(str(tmp_path), layer_id=LAYER)
+        with pytest.raises(CorruptError, match="ends before byte"):
+            manager.restore_layer(seed_ids=np.array([1]))
 
 
 def test_rows_of_foreign_or_missing_seeds_are_refused(tmp_path: Path) -> None:
