@@ -186,7 +186,7 @@ def test_credentials_that_changed_are_read_again_within_the_call(
     from_environment = {k: v for k, v in weed.options.items() if k not in ("key", "secret")}
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "expired")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "expired")
-    root = Root.open(f"{weed.url}/credentials{time.time_ns()}", from_environment, timeout_s=5)
+    root = Root.open(f"{weed.url}/credentials{time.time_ns()}", from_environment, timeout_s=20)
     with pytest.raises(StorageUnavailable, match=root.url) as caught:
         root.create("x", b"1")
     assert "check your credentials" in caught.value.hint
