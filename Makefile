@@ -31,6 +31,8 @@ run: $(RUN_STAMP) ## grow the example model through Ray actors
 
 # Every object store must be there: a test whose server is absent fails instead of being skipped.
 test soak: export ESPER_REQUIRE_SERVERS = 1
+# Threads that share one small operation wait for one another: ten times as long on a busy machine.
+test soak: export OMP_NUM_THREADS = 1
 
 test: $(DEV_STAMP) $(NODE_STAMP) ## run the short tests with branch coverage
 	@$(BIN)/python -m pytest -m "not soak and not gpu" --cov --cov-report=term-missing:skip-covered
