@@ -93,7 +93,8 @@ def _schema(part: str, at: int, *values: Any) -> Change:
 
     def change(rng: random.Random, body: Body) -> None:
         kind = "tables" if part in body["schema"]["tables"] else "tensors"
-        rng.choice(body["schema"][kind][part])[at] = rng.choice(values)
+        told = rng.choice(body["schema"][kind][part])
+        told[at] = rng.choice([value for value in values if value != told[at]])
 
     return change
 
