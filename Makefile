@@ -31,14 +31,16 @@ run: $(RUN_STAMP) ## grow the example model through Ray actors
 
 # Every object store must be there: a test whose server is absent fails instead of being skipped.
 test soak: export ESPER_REQUIRE_SERVERS = 1
-# Threads that share one small operation wait for one another: ten times as long on a busy machine.
+# Two processes of one thread each, as threads that share one small operation wait for one another:
+# ten times as long on a busy machine. The tests of a file share what it starts.
 test soak: export OMP_NUM_THREADS = 1
+PARALLEL := -n 2 --dist loadfile
 
 test: $(DEV_STAMP) $(NODE_STAMP) ## run the short tests with branch coverage
-	@$(BIN)/python -m pytest -m "not soak and not gpu" --cov --cov-report=term-missing:skip-covered
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not soak and not gpu" --cov --cov-report=term-missing:skip-covered
 
 soak: $(DEV_STAMP) $(NODE_STAMP) ## run the long tests
-	@$(BIN)/python -m pytest -m "soak and not gpu" --timeout=1800
+	@$(BIN)/python -m pytest $(PARALLEL) -m "soak and not gpu" --timeout=1800
 
 check: $(DEV_STAMP) ## format, lint, types, import walls
 	@$(BIN)/ruff format --check --quiet $(SOURCES) || { \
