@@ -65,12 +65,12 @@ def show(url: str, as_json: bool) -> None:
 def verify(url: str, quick: bool, replicas: tuple[str, ...], as_json: bool) -> None:
     """Hash all that is stored at URL, or all that URL@step=N needs; exit 4 on any damage."""
     from esper_ray.errors import CorruptError
-    from esper_ray.storage import RunLog, compare, split_url
+    from esper_ray.storage import compare
 
     found, selector, explicit = _found(url)
     problems = found.verify(found.resolve(selector) if explicit else None, quick=quick)
     for replica in replicas:
-        problems += compare(RunLog(stored(split_url(url)[0])), stored(replica), quick=quick)
+        problems += compare(found.log, stored(replica), quick=quick)
     if as_json:
         print_json({"url": url, "problems": problems})
     for problem in problems if not as_json else []:
@@ -92,11 +92,11 @@ def verify(url: str, quick: bool, replicas: tuple[str, ...], as_json: bool) -> N
 @guarded
 def pin(url: str, name: str, as_json: bool) -> None:
     """Give the checkpoint URL[@step=N] a NAME: URL@NAME finds it, and no prune takes it."""
-    from esper_ray.storage import pins, split_url
+    from esper_ray.storage import pins
 
     pins.check_name(name)
     found, selector, _ = _found(url)
-    made = pins.pin(stored(split_url(url)[0]), name, found.resolve(selector))
+    made = pins.pin(found.log.root, name, found.resolve(selector))
     if as_json:
         print_json({"url": url, "name": made.name, "seq": made.seq, "step": made.step})
     else:
@@ -169,11 +169,10 @@ def copy(url: str, target: str, as_json: bool) -> None:
     """Copy the run at URL, or what URL@step=N or URL@PIN needs, to URL2; all is read back there."""
     import dataclasses
 
-    from esper_ray.storage import Root, copy_commit, copy_run, split_url
+    from esper_ray.storage import Root, copy_commit, copy_run
 
     found, selector, explicit = _found(url)
-    source = stored(split_url(url)[0])
-    place = Root.open(target)
+    source, place = found.log.root, Root.open(target)
     if explicit:
         report = copy_commit(source, place, found.resolve(selector))
     else:

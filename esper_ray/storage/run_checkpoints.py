@@ -34,7 +34,7 @@ class RunCheckpoints:
     """Finds, checks and lists the commits of one run; it writes nothing."""
 
     def __init__(self, log: RunLog) -> None:
-        self._log = log
+        self.log = log
         self._url = log.root.url
 
     def resolve(self, selector: str) -> int:
@@ -44,8 +44,8 @@ class RunCheckpoints:
         """
         history = self._history()
         step = _STEP.fullmatch(selector)
-        if selector != LATEST and step is None and pins.pin_names(self._log.root):
-            return pins.pinned_commit(self._log, selector)
+        if selector != LATEST and step is None and pins.pin_names(self.log.root):
+            return pins.pinned_commit(self.log, selector)
         if not history:
             raise CheckpointNotFound(
                 f"no checkpoint is stored at {self._url}", "check the URL, or start a new run"
@@ -56,7 +56,7 @@ class RunCheckpoints:
 
     def load(self, seq: int, verify: bool = True) -> dict[str, Any]:
         """The manifest of a commit, all it names checked by size and sha256 unless told not to."""
-        body = self._log.read_commit(seq)
+        body = self.log.read_commit(seq)
         if verify:
             self._check(body)
         return body
@@ -73,7 +73,7 @@ class RunCheckpoints:
             except TooNewError:
                 raise  # to go on from an older one would give up what a newer version has done
             except CorruptError as error:
-                self._log.sources.report.passed_over[seq] = str(error)
+                self.log.sources.report.passed_over[seq] = str(error)
                 warn(f"checkpoint {seq} is damaged and is passed over: {error}")
         if history:
             raise CorruptError(
@@ -92,26 +92,26 @@ class RunCheckpoints:
         `quick` looks at presence and sizes of segments and log parts, and hashes manifests only.
         """
         if seq is not None:
-            return verify_commit(self._log, seq, quick=quick)
-        return verify_objects(self._log, quick=quick)
+            return verify_commit(self.log, seq, quick=quick)
+        return verify_objects(self.log, quick=quick)
 
     def _history(self) -> list[int]:
-        commits, epochs = self._log.commit_numbers(), self._log.epoch_numbers()
+        commits, epochs = self.log.commit_numbers(), self.log.epoch_numbers()
         try:
-            self._log.sources.read_record(objects.FORMAT_FILE, objects.check_format_record)
+            self.log.sources.read_record(objects.FORMAT_FILE, objects.check_format_record)
         except FileNotFoundError as error:
             if not commits and not epochs:
                 return []
             raise CorruptError(f"{self._url}/{objects.FORMAT_FILE} is missing") from error
         if commits and not epochs:
             raise CorruptError(f"{self._url} has commits, but no record of a start in epochs/")
-        return self._log.lineage()
+        return self.log.lineage()
 
     def _find_step(self, history: list[int], selector: str, wanted: int | None) -> int:
         steps: list[object] = []
         for seq in history:
             try:
-                steps.append(self._log.read_commit(seq).get("step"))
+                steps.append(self.log.read_commit(seq).get("step"))
             except CorruptError:
                 continue
             if wanted is not None and steps[-1] == wanted:
@@ -133,7 +133,7 @@ class RunCheckpoints:
         row: dict[str, Any] = {"seq": seq, "step": None, "epoch": None, "time": None}
         row |= {"segments": 0, "bytes": 0, "status": "ok"}
         try:
-            body = self._log.read_commit(seq)
+            body = self.log.read_commit(seq)
             row |= {key: body.get(key) for key in ("step", "epoch", "time")}
             row["segments"] = len(manifest.segments(body))
             row["bytes"] = sum(ref.size for ref in manifest.references(body))
@@ -144,4 +144,4 @@ class RunCheckpoints:
 
     def _check(self, body: dict[str, Any]) -> None:
         for ref in manifest.references(body):
-            self._log.sources.read_object(ref)
+            self.log.sources.read_object(ref)
