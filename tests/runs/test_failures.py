@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from esper_ray.actors import placement
 from esper_ray.actors.persistence import read_state
 from esper_ray.config import RunConfig
 from esper_ray.errors import RunFailed
@@ -52,7 +54,7 @@ def test_a_lost_actor_ends_the_run_and_says_how_to_go_on(
 ) -> None:
     import ray
 
-    runtime = Runtime(make_config(cluster__address=ray_cluster))
+    runtime = Runtime(make_config(cluster__address=ray_cluster, cluster__max_failures=0))
 
     def kill_one(report: EpochReport) -> None:
         if report.epoch == 1:
@@ -61,6 +63,58 @@ def test_a_lost_actor_ends_the_run_and_says_how_to_go_on(
     with runtime, pytest.raises(RunFailed) as failed:
         runtime.fit("never", on_epoch=kill_one)
     assert "--resume auto" in failed.value.hint
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_coordinator_is_found_by_its_name_and_a_second_run_of_that_name_is_refused(
+    make_config: ConfigMaker, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(placement, "_NAME_FREE_S", 0.5)
+    config = make_config(cluster__address=ray_cluster, train__epochs=2)
+    with Runtime(config) as first, Runtime(make_config(cluster__address=ray_cluster)) as second:
+        first.open()
+        named: Any = ray.get_actor("esper/run/coordinator", namespace="esper")
+        assert ray.get(named.ping.remote(), timeout=60) == 1
+        with pytest.raises(RunFailed, match="a run named 'run' is at work"):
+            second.open()
+    with Runtime(config) as third:  # the name is free again
+        third.open()
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_an_actor_that_hangs_within_a_step_is_replaced(
+    make_config: ConfigMaker, ray_cluster: str, tmp_path: Path
+) -> None:
+    mark = tmp_path / "hang"
+    config = make_config(
+        "hanging",
+        cluster__address=ray_cluster,
+        cluster__step_timeout_s=20,
+        cluster__answer_timeout_s=3,
+        model__factory="tests.models_for_tests:sleeping",
+        model__args={"mark": str(mark)},
+        data__args={"window": 4},
+        seeds__targets=["reader.hidden"],
+        train__epochs=6,
+    )
+    told: list[str] = []
+    epochs: list[int] = []
+
+    def hang_once(report: EpochReport) -> None:
+        epochs.append(report.epoch)
+        if len(epochs) == 2:
+            mark.touch()
+
+    with Runtime(config, warn=told.append) as runtime:
+        result = runtime.fit("never", on_epoch=hang_once)
+    assert result.steps == 24
+    assert epochs == [0, 1, 0, 1, 2, 3, 4, 5]
+    assert not mark.exists()
+    assert any("going on at epoch 0" in line for line in told)
 
 
 def command(config: Path, *options: str) -> list[str]:
