@@ -146,6 +146,8 @@ class Runtime:
             self.train_epoch(epoch)
             report = self._engine.end_epoch(epoch)
             self._tell(report.upload_error)
+            for line in report.notes:
+                self._warn(line)
             on_epoch(report)
         test = self._engine.evaluate("test")
         if report is not None and report.commit is not None:

@@ -26,6 +26,7 @@ from esper_ray.policy import (
     PolicySettings,
     decide,
     judged_rows,
+    retiring,
     transition_batch,
 )
 
@@ -119,6 +120,15 @@ class Decider:
         ]
         counts = {layer_id: occupied(seen) for layer_id, seen in now.telemetry.items()}
         return {d.requests.layer_id: d for d in self._manager.admit(judged, counts)}
+
+    def retire(self, now: Observation, seeds: Sequence[judging.Seed]) -> dict[str, Decisions]:
+        """Judge the retirement of seeds that have made a step fail, by layer."""
+        decided = {}
+        for name in sorted({layer for layer, _ in seeds}):
+            ids = np.array([seed for layer, seed in seeds if layer == name], dtype=np.int64)
+            asked = retiring(now.layers[name].telemetry, ids, self._policy)
+            decided[name] = self._manager.judge(asked)
+        return decided
 
     def settle(self, decisions: Mapping[str, Decisions]) -> dict[str, Decisions]:
         """Answer what was refused; the rows that were accepted, of layers that have some."""

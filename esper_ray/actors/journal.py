@@ -9,6 +9,7 @@ import numpy as np
 from esper_ray.events.gate import gate_json
 from esper_ray.events.log import EventKind, Events
 from esper_ray.events.messages import MetricsBatch, TelemetryBatch, TransitionBatch
+from esper_ray.growth.governor import Fault
 from esper_ray.lifecycle import BLENDED_STATES, REASONS, Cause, Decisions, Explanation, Refusal
 
 _SIGNALS = ("weight_drift", "performance_delta", "loss_variance", "gradient_norm")
@@ -93,6 +94,17 @@ class Journal:
             to_state=asked.target,
             cause=[Cause(code).name for code in asked.cause.tolist()],
             gate=[_gate(told) for told in refused.explanations()],
+        )
+
+    def panic(self, fault: Fault, epoch: int, outcome: str) -> None:
+        """A step that went wrong; `epoch` is the last that has ended."""
+        verdict = f"{fault.told}; {outcome}"
+        self._add(
+            EventKind.PANIC,
+            self._next(fault.layer, epoch, fault.step),
+            np.array([-1]),
+            loss=fault.loss,
+            gate=gate_json(fault.tensor, {"loss": fault.loss}, {}, verdict),
         )
 
     def drain(self) -> Events:

@@ -27,8 +27,12 @@ from esper_ray.events.messages import (
     Evaluation,
     EvaluationRequest,
     MetricsBatch,
+    StageReport,
     TransitionBatch,
 )
+from esper_ray.growth import checking
+from esper_ray.growth.governor import Back, Keep, StepCheck, Try
+from esper_ray.growth.memory import StageMemory
 from esper_ray.growth.spec import StageSpec
 from esper_ray.growth.stage import Stage
 from esper_ray.storage import Root, RunLog, SegmentRef
@@ -42,6 +46,8 @@ METHOD_GROUPS: Final = {
     "evaluate": "compute",
     "apply": "compute",
     "save": "compute",
+    "govern": "compute",
+    "end_epoch_again": "compute",
     "ping": "control",
     "offer": "control",
     "acknowledge": "control",
@@ -84,6 +90,7 @@ class LayerActor:
         self._coordinator = coordinator
         self._log = RunLog(self._root)
         self._stage = Stage(self._spec)
+        self._memory = StageMemory(self._stage)
         self._boundary = StageBoundary(self._stage, run_epoch)
         if restore is not None:
             persistence.restore_stage(self._stage, restore.log(), restore.segments, restore.step)
@@ -92,6 +99,10 @@ class LayerActor:
 
     def run_step(self, step: int) -> None:
         """One optimiser step: every micro-batch through this stage, forward and backward."""
+        self._memory.before_step()
+        self._step(step)
+
+    def _step(self, step: int) -> None:
         stage, sends = self._stage, list[Send]()
         stage.begin_step(step)
         for kind, micro_batch in self._ops:
@@ -113,7 +124,23 @@ class LayerActor:
 
     def end_epoch(self, epoch: int) -> None:
         """Advance the seeds by one lifecycle epoch and report to the coordinator."""
-        self._coordinator.tell("ingest", self._stage.end_epoch(epoch))
+        self._coordinator.tell("ingest", self.end_epoch_again(epoch))
+
+    def end_epoch_again(self, epoch: int) -> StageReport:
+        """The same where the coordinator has had the epoch's steps made again."""
+        return checking.end_epoch(self._stage, epoch)
+
+    def govern(self, ask: Keep | Back | Try) -> StepCheck | None:
+        """Keep or take back the stage as it was, or make a step as the governor wants it."""
+        if isinstance(ask, Keep):
+            self._memory.keep()
+        elif isinstance(ask, Back):
+            self._memory.back(ask.step)
+        else:
+            with checking.trying(self._stage, ask.trial) as watch:
+                self._step(ask.trial.step)
+            return checking.check(self._stage, watch)
+        return None
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation | None:
         """The whole split forward under every alpha setting; changes nothing."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from esper_ray.actors.decider import Decider, Measured, Measuring
 from esper_ray.actors.deliveries import Deliveries
+from esper_ray.actors.governing import Governor, is_bad
 from esper_ray.actors.journal import Journal
 from esper_ray.actors.observation import Observation, moves_of
 from esper_ray.actors.pipeline import Pipeline
@@ -22,12 +23,14 @@ from esper_ray.events.messages import (
     EpochReport,
     Evaluation,
     EvaluationRequest,
+    MetricsBatch,
     StageReport,
     TransitionBatch,
     TransitionReceipt,
 )
 from esper_ray.grafting import GraftingSettings
 from esper_ray.growth.assembly import load_module
+from esper_ray.growth.judging import Seed
 from esper_ray.lifecycle import Decisions, ExtendedLifecycle, LifecycleManager, by_people
 from esper_ray.policy import PolicySettings
 from esper_ray.storage import EpochRecord, Mirror, Root, RunLog, SegmentRef, SigningKey, codec
@@ -47,6 +50,7 @@ class CoordinatorSpec:
     batch_size: int
     every_epochs: int
     upload_errors_pass: bool
+    divergence: float
     timeout_s: float
     policy: PolicySettings
     manager: LifecycleManager
@@ -117,9 +121,10 @@ class LifecycleCoordinator:
 
     async def end_epoch(self, epoch: int) -> EpochReport:
         """Judge, decide, have it applied and, where due, commit; all before the next step."""
-        reports = await self._collect(epoch)
+        reports, retired, notes = await self._mended(await self._collect(epoch))
         losses, step = reports[-1].losses, reports[-1].step
         self._losses += [(step - len(losses) + i, loss) for i, loss in enumerate(losses)]
+        self._progress.trained(losses)
         now, gate_loss = await self._look(reports)
         decisions = self._decider.decide(now)
         applied = await self._apply(now, decisions)
@@ -132,12 +137,13 @@ class LifecycleCoordinator:
             gate_loss=gate_loss,
             gate_accuracy=now.accuracy,
             seeds=self._progress.seeds,
-            moves=tuple(move for batch in applied for move in moves_of(batch)),
+            moves=tuple(move for batch in (*retired, *applied) for move in moves_of(batch)),
             transitions=self._progress.transitions,
             states_visited=tuple(self._progress.states_visited),
             commit=commit,
             answers=self._decider.commands.answered(),
             upload_error=upload_error,
+            notes=tuple(notes),
         )
 
     async def evaluate(self, split: str) -> Evaluation:
@@ -161,6 +167,19 @@ class LifecycleCoordinator:
                     f"{len(fresh)} of {self._spec.stages} stages reported epoch {epoch} within "
                     f"{self._spec.timeout_s:.0f} s"
                 ) from error
+
+    async def _mended(
+        self, reports: list[StageReport]
+    ) -> tuple[list[StageReport], list[TransitionBatch], list[str]]:
+        """The reports of an epoch, made again where a step of it went wrong."""
+        level = self._progress.level(self._spec.divergence)
+        if not is_bad(reports, level):
+            return reports, [], []
+        mended = await Governor(self._pipeline, self._journal, self._retire).mend(reports, level)
+        return mended.reports, mended.retired, mended.notes
+
+    async def _retire(self, now: Observation, seeds: tuple[Seed, ...]) -> list[TransitionBatch]:
+        return await self._deliver(now, self._decider.settle(self._decider.retire(now, seeds)), [])
 
     async def _look(self, reports: Sequence[StageReport]) -> tuple[Observation, float]:
         """Measure the gate split; what the policy may see, and the gate loss."""
@@ -189,12 +208,17 @@ class LifecycleCoordinator:
         for measured in metrics:
             self._journal.metrics(measured, now.epoch, now.step)
         accepted = self._decider.settle(decisions)
-        batches = {n: self._batch(now, d) for n, d in accepted.items()}
-        done: list[TransitionBatch] = []
         for decided in decisions.values():
             self._journal.refusals(
                 decided.take(by_people(decided.requests.cause)), now.epoch, now.step
             )
+        return await self._deliver(now, accepted, metrics)
+
+    async def _deliver(
+        self, now: Observation, accepted: Mapping[str, Decisions], metrics: Sequence[MetricsBatch]
+    ) -> list[TransitionBatch]:
+        batches = {n: self._batch(now, d) for n, d in accepted.items()}
+        done: list[TransitionBatch] = []
         for answer in await self._pipeline.apply(list(batches.values()), metrics):
             name, stamp = answer.body.layer_id, answer.stamp
             reception = self._deliveries.receive(name, stamp)

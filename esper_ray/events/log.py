@@ -49,6 +49,9 @@ class EventKind(IntEnum):
     """A new generation of a seed began."""
     REFUSAL = 6
     """A refused request, of a person or at the epoch of a commit; it changed nothing."""
+    PANIC = 7
+    """A step went wrong and was made again: `loss` and, as the verdict of `gate`, why and how.
+    `layer` and `gate` name where; seed_id is -1. What was retired follows as transitions."""
 
 
 SCHEMA: Final[Mapping[str, str]] = MappingProxyType(

@@ -168,6 +168,8 @@ class StageReport:
     step: int
     telemetry: tuple[TelemetryBatch, ...]
     losses: tuple[float, ...]
+    broken: str = ""
+    """A host tensor that is not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,3 +201,5 @@ class EpochReport:
     answers: tuple[Answer, ...] = ()
     upload_error: str = ""
     """Why a commit that was due is not stored yet."""
+    notes: tuple[str, ...] = ()
+    """What the governor did."""

@@ -53,7 +53,7 @@ def _fold(
         return ""
     if kinds & {EventKind.TRANSITION, EventKind.REPLANT}:
         return _move(state, _of(group, EventKind.TRANSITION, EventKind.REPLANT))
-    return "" if kinds == {EventKind.REFUSAL} else "the end of an epoch is missing"
+    return "" if kinds <= {EventKind.REFUSAL, EventKind.PANIC} else "the end of an epoch is missing"
 
 
 def _groups(events: Events) -> Iterator[Events]:
