@@ -87,12 +87,13 @@ def _first_broken(stage: Stage, tensors: Mapping[str, Tensor]) -> tuple[str, str
 
 
 def _steepest(stage: Stage) -> tuple[float, str, str]:
-    """The parameter with the largest gradient beside its weight, both as Euclidean norms."""
+    """The parameter whose gradient has the largest Euclidean norm."""
     found = (-math.inf, _named(stage, ""), "output")
     for name, weight in stage.host_parameters.items():
         if weight.grad is not None:
-            ratio = float(weight.grad.norm() / (weight.detach().norm() + 1e-12))
-            found = max(found, (ratio, *_layer_and_tensor(stage, f"gradient/{name}")))
+            found = max(
+                found, (float(weight.grad.norm()), *_layer_and_tensor(stage, f"gradient/{name}"))
+            )
     return found
 
 
@@ -101,7 +102,7 @@ def _layer_and_tensor(stage: Stage, name: str) -> tuple[str, str]:
     kind, _, rest = name.partition("/")
     full, _, moment = rest.partition("/")
     path, _, tensor = full.rpartition(".")
-    about = {"gradient": "the gradient of ", "adam": f"{moment} of "}.get(kind, "")
+    about = {"gradient": "gradient of ", "adam": f"{moment} of "}.get(kind, "")
     return _named(stage, path), f"{about}{tensor}"
 
 

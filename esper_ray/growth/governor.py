@@ -19,10 +19,12 @@ from esper_ray.growth.judging import Seed
 
 WINDOW: Final = 32
 """Losses that say what is usual."""
+NEWEST: Final = 8
+"""Losses that say how high it is now."""
 LEAST: Final = 16
 """Losses below which nothing is known of what is usual."""
 _FLOOR: Final = 0.1
-_MAD_TO_DEVIATION: Final = 1.4826  # of a normal distribution
+_CHANGE_TO_DEVIATION: Final = 1.4826 / math.sqrt(2)  # of independent normal values
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,9 @@ class Level:
     """The losses of a run so far, in nats: the last WINDOW of them and the highest.
 
     A step has diverged where its loss is above every loss so far, and further above the median of
-    the window than `deviations` times the larger of the median absolute deviation, scaled to a
-    standard deviation, and a tenth of the median. 0 deviations: never.
+    the last NEWEST ones than `deviations` times their spread: the median change from one step to
+    the next, which a trend does not widen, scaled to a standard deviation, but no less than a
+    tenth of that median. 0 deviations: never.
     """
 
     deviations: float
@@ -43,8 +46,8 @@ class Level:
         """The largest loss that has not diverged; infinite before LEAST losses are known."""
         if not self.deviations or len(self.recent) < LEAST:
             return math.inf
-        median = float(np.median(self.recent))
-        spread = _MAD_TO_DEVIATION * float(np.median(np.abs(np.array(self.recent) - median)))
+        median = float(np.median(self.recent[-NEWEST:]))
+        spread = _CHANGE_TO_DEVIATION * float(np.median(np.abs(np.diff(self.recent))))
         return max(self.highest, median + self.deviations * max(spread, _FLOOR * abs(median)))
 
     def after(self, loss: float) -> Level:
@@ -77,7 +80,7 @@ class StepCheck:
 
     `loss` is NaN but on the last stage. `output` is the first module output that is not finite,
     `broken` the first gradient, weight, buffer or moment of the host; `steepest` has the largest
-    gradient beside its weight.
+    gradient, by its Euclidean norm.
     """
 
     loss: float
@@ -101,8 +104,8 @@ class Fault:
         """As the end of a sentence."""
         where = f"{self.tensor} of layer {self.layer!r}"
         if self.diverged:
-            return f"the loss has diverged to {self.loss:.4g}, steepest in {where}"
-        return f"the loss is {self.loss:.4g}, first in {where}, which is not finite"
+            return f"the loss has diverged to {self.loss:.4g}, steepest is the {where}"
+        return f"the {where} is not finite, the loss is {self.loss:.4g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +153,7 @@ def govern(first: int, steps: int, level: Level, suspects: Sequence[Seed]) -> Go
 
     `suspects` are the seeds in the output that may be retired. A bad step is tried again without
     the seeds that are guilty of it, or, where none is, on another batch; RunFailed where it is bad
-    once more.
+    once more and no other seed is guilty.
     """
     panics: Counter[int] = Counter()
     skipped: set[int] = set()
@@ -169,15 +172,15 @@ def govern(first: int, steps: int, level: Level, suspects: Sequence[Seed]) -> Go
         if fault.diverged and step > first and (yield from _is_the_weights(step, levels)):
             step -= 1  # what that one has made of the weights shows in the next loss only
         panics[step] += 1
-        if panics[step] > 1:
+        level = levels[step]
+        fault = replace(fault, step=step)
+        guilty = yield from _guilty(step, until, left, skipped, level)
+        if panics[step] > 1 and not guilty:
             raise RunFailed(
                 f"step {step} failed twice: {fault.told}",
                 "lower the learning rate of host or seeds, or resume an earlier checkpoint by "
                 "URL@step=N",
             )
-        level = levels[step]
-        fault = replace(fault, step=step)
-        guilty = yield from _guilty(step, until, left, skipped, level)
         yield Back(step)
         if guilty:
             left = [seed for seed in left if seed not in guilty]
