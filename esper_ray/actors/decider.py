@@ -124,9 +124,9 @@ class Decider:
     def retire(self, now: Observation, seeds: Sequence[judging.Seed]) -> dict[str, Decisions]:
         """Judge the retirement of seeds that have made a step fail, by layer."""
         decided = {}
-        for name in sorted({layer for layer, _ in seeds}):
-            ids = np.array([seed for layer, seed in seeds if layer == name], dtype=np.int64)
-            asked = retiring(now.layers[name].telemetry, ids, self._policy)
+        for name, report in now.layers.items():
+            ids = [seed for layer, seed in seeds if layer == name]
+            asked = retiring(report.telemetry, np.array(ids, dtype=np.int64), self._policy)
             decided[name] = self._manager.judge(asked)
         return decided
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from esper_ray.actors.coordinator_spec import CoordinatorSpec
 from esper_ray.actors.layer_actor import Restore
-from esper_ray.actors.lifecycle_coordinator import CoordinatorSpec, LifecycleCoordinator
+from esper_ray.actors.lifecycle_coordinator import LifecycleCoordinator
 from esper_ray.actors.pipeline import ActorPipeline, LocalPipeline
 from esper_ray.actors.placement import Cluster, ClusterSettings
 from esper_ray.actors.remote import RemoteActor
+from esper_ray.actors.stopping import Wish
 from esper_ray.errors import EsperError, RunFailed
 from esper_ray.events.messages import EpochReport, Evaluation
 from esper_ray.growth.spec import StageSpec
@@ -60,6 +62,10 @@ class Engine(Protocol):
         """Ask for a change of some seeds at the next epoch boundary; its number."""
         ...
 
+    def wish(self, wish: Wish | None = None) -> Wish:
+        """Want the run to pause, go on or stop at the next epoch boundary; what holds now."""
+        ...
+
     def close(self) -> None:
         """Free everything; safe to call at any time."""
         ...
@@ -100,6 +106,10 @@ class LocalEngine:
     def request(self, action: str, layer_id: str, seed_ids: Sequence[int]) -> int:
         """See Engine."""
         return self._runner.run(self._coordinator.request(action, layer_id, seed_ids))
+
+    def wish(self, wish: Wish | None = None) -> Wish:
+        """See Engine."""
+        return self._runner.run(self._coordinator.wish(wish))
 
     def close(self) -> None:
         """See Engine."""
@@ -162,6 +172,10 @@ class RayEngine:
     def request(self, action: str, layer_id: str, seed_ids: Sequence[int]) -> int:
         """See Engine."""
         return int(str(self._ask("request", action, layer_id, list(seed_ids))))
+
+    def wish(self, wish: Wish | None = None) -> Wish:
+        """See Engine."""
+        return Wish(self._ask("wish", wish))
 
     def close(self) -> None:
         """See Engine."""

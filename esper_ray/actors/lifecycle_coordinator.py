@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 
+from esper_ray.actors.coordinator_spec import CoordinatorSpec
 from esper_ray.actors.decider import Decider, Measured, Measuring
 from esper_ray.actors.deliveries import Deliveries
 from esper_ray.actors.governing import Governor, is_bad
@@ -17,9 +18,11 @@ from esper_ray.actors.observation import Observation, moves_of
 from esper_ray.actors.pipeline import Pipeline
 from esper_ray.actors.progress import Progress, count_seeds
 from esper_ray.actors.protocol import Reception, Stamped
+from esper_ray.actors.stopping import Wish
 from esper_ray.errors import RunFailed, StorageUnavailable
 from esper_ray.events import log as event_log
 from esper_ray.events.messages import (
+    Answer,
     EpochReport,
     Evaluation,
     EvaluationRequest,
@@ -28,37 +31,12 @@ from esper_ray.events.messages import (
     TransitionBatch,
     TransitionReceipt,
 )
-from esper_ray.grafting import GraftingSettings
 from esper_ray.growth.assembly import load_module
 from esper_ray.growth.judging import Seed
-from esper_ray.lifecycle import Decisions, ExtendedLifecycle, LifecycleManager, by_people
-from esper_ray.policy import PolicySettings
-from esper_ray.storage import EpochRecord, Mirror, Root, RunLog, SegmentRef, SigningKey, codec
+from esper_ray.lifecycle import Decisions, ExtendedLifecycle, by_people
+from esper_ray.storage import EpochRecord, Root, RunLog, SegmentRef, codec
 
 _S = ExtendedLifecycle
-
-
-@dataclass(frozen=True, slots=True)
-class CoordinatorSpec:
-    """What to coordinate: `manifest` is put into every run commit as it is.
-
-    The module of `factory`, the model's, may register strategies of its own.
-    """
-
-    stages: int
-    epochs: int
-    batch_size: int
-    every_epochs: int
-    upload_errors_pass: bool
-    divergence: float
-    timeout_s: float
-    policy: PolicySettings
-    manager: LifecycleManager
-    grafting: GraftingSettings
-    factory: str
-    manifest: Mapping[str, object]
-    signing_key: SigningKey | None = None
-    mirror: Mirror = field(default_factory=Mirror)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +63,7 @@ class LifecycleCoordinator:
         self._losses: list[tuple[int, float]] = []
         self._seq = self._run_epoch = 0
         self._unfinished: _Unfinished | None = None
+        self._wish = Wish.RUN
 
     @property
     def _progress(self) -> Progress:
@@ -119,6 +98,16 @@ class LifecycleCoordinator:
         """
         return self._decider.commands.add(action, layer_id, seed_ids)
 
+    async def answers(self, number: int) -> tuple[Answer, ...] | None:
+        """What became of the seeds of a request, once it is judged."""
+        return self._decider.commands.told(number)
+
+    async def wish(self, wish: Wish | None = None) -> Wish:
+        """Want something of the run as a whole, or only look; what holds now."""
+        if wish is not None:
+            self._wish = self._wish.then(wish)
+        return self._wish
+
     async def end_epoch(self, epoch: int) -> EpochReport:
         """Judge, decide, have it applied and, where due, commit; all before the next step."""
         reports, retired, notes = await self._mended(await self._collect(epoch))
@@ -129,7 +118,9 @@ class LifecycleCoordinator:
         decisions = self._decider.decide(now)
         applied = await self._apply(now, decisions)
         self._progress.seeds = count_seeds(now.telemetry, applied)
-        commit, upload_error = await self._commit_if_due(now, decisions, applied)
+        wish = self._wish
+        halts = wish is not Wish.RUN
+        commit, upload_error = await self._commit_if_due(now, decisions, applied, halts)
         return EpochReport(
             epoch=epoch,
             step=step,
@@ -144,6 +135,7 @@ class LifecycleCoordinator:
             answers=self._decider.commands.answered(),
             upload_error=upload_error,
             notes=tuple(notes),
+            wish=wish.value,
         )
 
     async def evaluate(self, split: str) -> Evaluation:
@@ -252,16 +244,17 @@ class LifecycleCoordinator:
         now: Observation,
         decisions: Mapping[str, Decisions],
         applied: Sequence[TransitionBatch],
+        halts: bool,
     ) -> tuple[int | None, str]:
-        """Commit every few epochs, at the end, whenever a seed has left a rollback copy, and
-        after what people asked for: a run that is done again does not ask again.
+        """Commit every few epochs, at the end, where the run `halts`, whenever a seed has left a
+        rollback copy, and after what people asked for: a run that is done again does not ask again.
 
         The commit's number, or why it is not stored yet where that is let pass.
         """
         periodic = (now.epoch + 1) % self._spec.every_epochs == 0
         grafted = any((batch.target == _S.GRAFTING).any() for batch in applied)
         asked = any(by_people(batch.cause).any() for batch in applied)
-        last = now.epoch + 1 == self._spec.epochs
+        last = halts or now.epoch + 1 == self._spec.epochs
         if not (periodic or grafted or asked or last):
             return None, ""
         for decided in decisions.values():

@@ -203,3 +203,5 @@ class EpochReport:
     """Why a commit that was due is not stored yet."""
     notes: tuple[str, ...] = ()
     """What the governor did."""
+    wish: str = "resume"
+    """`pause` or `stop` where the run is to halt here; what there is, is stored then."""

@@ -57,7 +57,7 @@ def trying(stage: Stage, trial: Trial) -> Iterator[Watch]:
         for path, module in stage.module.named_modules():
             if CHILD not in path.split("."):
                 hook = watch.hook(_named(stage, path))
-                stack.callback(module.register_forward_hook(hook).remove)  # type: ignore[arg-type]
+                stack.callback(module.register_forward_hook(hook).remove)
         stage.batch_stream = OTHER_BATCH if trial.other_batch else BATCH
         stack.callback(setattr, stage, "batch_stream", BATCH)
         yield watch

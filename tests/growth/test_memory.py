@@ -132,7 +132,7 @@ def test_a_step_on_another_batch_draws_other_samples() -> None:
 def test_the_first_output_that_is_not_a_number_is_named() -> None:
     stage = Stage(stage_spec(data=data_spec(micro_batches=1)))
     with torch.no_grad():
-        stage.module.get_submodule("0.hidden.0").weight[0, 0] = torch.nan  # type: ignore[index]
+        stage.host_parameters["0.hidden.0.weight"][0, 0] = torch.nan
     with trying(stage, Trial(0)) as watch:
         run_step(stage)
     found = check(stage, watch)
@@ -143,7 +143,8 @@ def test_the_first_output_that_is_not_a_number_is_named() -> None:
 
 def test_a_gradient_that_is_not_a_number_is_named_from_behind() -> None:
     stage = Stage(stage_spec(data=data_spec(micro_batches=1)))
-    stage.host_parameters["0.hidden.0.weight"].register_hook(lambda grad: grad * torch.inf)
+    weight = stage.host_parameters["0.hidden.0.weight"]
+    weight.register_hook(lambda grad: grad * torch.inf)  # type: ignore[no-untyped-call]
     with trying(stage, Trial(0)) as watch:
         run_step(stage)
     found = check(stage, watch)

@@ -300,7 +300,7 @@ def test_weights_broken_by_the_last_step_of_an_epoch_are_seen_before_the_epoch_e
                 return grad * torch.inf
             return grad
 
-        weight.register_hook(spoil)
+        weight.register_hook(spoil)  # type: ignore[no-untyped-call]
 
     log, plan, _ = grow(make_config(train__epochs=10), listen=Spoil(1, once))
     assert set(broken) == {27}
@@ -325,7 +325,8 @@ def test_a_fault_that_does_not_come_again_costs_nothing(make_config: ConfigMaker
                 return grad * torch.inf
             return grad
 
-        stage.host_parameters["logits.weight"].register_hook(spoil)
+        weight = stage.host_parameters["logits.weight"]
+        weight.register_hook(spoil)  # type: ignore[no-untyped-call]
 
     log, plan, _ = grow(make_config("flipped", train__epochs=10), listen=Spoil(1, flip))
     assert not left
