@@ -143,9 +143,10 @@ class Lines:
     def end(self) -> str:
         """Wait for the end of the process; what it printed on stdout."""
         assert self._process.stdout is not None
-        out = self._process.stdout.read()
-        self._process.wait(timeout=60)
-        self._thread.join(timeout=60)
+        with self._process.stdout, self._stream:
+            out = self._process.stdout.read()
+            self._process.wait(timeout=60)
+            self._thread.join(timeout=60)
         return out
 
     @property
