@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -35,6 +36,18 @@ _GERMINATED = ExtendedLifecycle.GERMINATED
 Measured = dict[judging.Seed, Measurement]
 Measuring = Generator[EvaluationRequest, Evaluation, tuple[Measured, Evaluation]]
 """Yields what is to be evaluated, is sent the result, and returns what all of it says."""
+
+
+async def evaluated(
+    asking: Measuring, evaluate: Callable[[EvaluationRequest], Awaitable[Evaluation]]
+) -> tuple[Measured, Evaluation]:
+    """What `asking` returns, once all that it asks for is evaluated."""
+    request = next(asking)
+    while True:
+        try:
+            request = asking.send(await evaluate(request))
+        except StopIteration as done:
+            return cast(tuple[Measured, Evaluation], done.value)
 
 
 class Decider:

@@ -27,6 +27,7 @@ from esper_ray.events.messages import (
     Evaluation,
     EvaluationRequest,
     MetricsBatch,
+    OlderRows,
     StageReport,
     TransitionBatch,
 )
@@ -47,6 +48,7 @@ METHOD_GROUPS: Final = {
     "apply": "compute",
     "save": "compute",
     "govern": "compute",
+    "give_back": "compute",
     "end_epoch_again": "compute",
     "ping": "control",
     "offer": "control",
@@ -156,6 +158,10 @@ class LayerActor:
     def apply(self, metrics: Sequence[MetricsBatch]) -> Receipts:
         """Record metrics, then apply what was offered; called between steps only."""
         return self._boundary.apply(metrics)
+
+    def give_back(self, older: OlderRows) -> None:
+        """Give seeds in ROLLED_BACK older strategies and measurements."""
+        self._stage.give_back(older)
 
     def save(self) -> list[SegmentRef]:
         """Store this stage's segments; the coordinator commits them."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 
 from esper_ray.actors.coordinator_spec import CoordinatorSpec
-from esper_ray.actors.decider import Decider, Measured, Measuring
+from esper_ray.actors.decider import Decider, evaluated
 from esper_ray.actors.deliveries import Deliveries
+from esper_ray.actors.giving_back import give_back
 from esper_ray.actors.governing import Governor, is_bad
 from esper_ray.actors.journal import Journal
 from esper_ray.actors.observation import Observation, moves_of
@@ -63,6 +63,7 @@ class LifecycleCoordinator:
         self._losses: list[tuple[int, float]] = []
         self._seq = self._run_epoch = 0
         self._unfinished: _Unfinished | None = None
+        self._notes: list[str] = []
         self._wish = Wish.RUN
 
     @property
@@ -110,7 +111,8 @@ class LifecycleCoordinator:
 
     async def end_epoch(self, epoch: int) -> EpochReport:
         """Judge, decide, have it applied and, where due, commit; all before the next step."""
-        reports, retired, notes = await self._mended(await self._collect(epoch))
+        self._notes = []
+        reports, retired = await self._mended(await self._collect(epoch))
         losses, step = reports[-1].losses, reports[-1].step
         self._losses += [(step - len(losses) + i, loss) for i, loss in enumerate(losses)]
         self._progress.trained(losses)
@@ -119,8 +121,7 @@ class LifecycleCoordinator:
         applied = await self._apply(now, decisions)
         self._progress.seeds = count_seeds(now.telemetry, applied)
         wish = self._wish
-        halts = wish is not Wish.RUN
-        commit, upload_error = await self._commit_if_due(now, decisions, applied, halts)
+        commit, upload_error = await self._commit_if_due(now, decisions, applied, wish)
         return EpochReport(
             epoch=epoch,
             step=step,
@@ -134,7 +135,7 @@ class LifecycleCoordinator:
             commit=commit,
             answers=self._decider.commands.answered(),
             upload_error=upload_error,
-            notes=tuple(notes),
+            notes=tuple(self._notes),
             wish=wish.value,
         )
 
@@ -162,13 +163,14 @@ class LifecycleCoordinator:
 
     async def _mended(
         self, reports: list[StageReport]
-    ) -> tuple[list[StageReport], list[TransitionBatch], list[str]]:
+    ) -> tuple[list[StageReport], list[TransitionBatch]]:
         """The reports of an epoch, made again where a step of it went wrong."""
         level = self._progress.level(self._spec.divergence)
         if not is_bad(reports, level):
-            return reports, [], []
+            return reports, []
         mended = await Governor(self._pipeline, self._journal, self._retire).mend(reports, level)
-        return mended.reports, mended.retired, mended.notes
+        self._notes += mended.notes
+        return mended.reports, mended.retired
 
     async def _retire(self, now: Observation, seeds: tuple[Seed, ...]) -> list[TransitionBatch]:
         return await self._deliver(now, self._decider.settle(self._decider.retire(now, seeds)), [])
@@ -178,19 +180,12 @@ class LifecycleCoordinator:
         telemetry = {t.layer_id: t for r in reports for t in r.telemetry}
         for batch in telemetry.values():
             self._journal.epoch(batch, reports[-1].step)
-        measured, baseline = await self._evaluated(self._decider.measure(telemetry))
+        measured, baseline = await evaluated(
+            self._decider.measure(telemetry), self._pipeline.evaluate
+        )
         gate = float(baseline.loss[0]), float(baseline.accuracy[0])
         now = self._decider.observe(reports[-1].epoch, reports[-1].step, telemetry, measured, gate)
         return now, gate[0]
-
-    async def _evaluated(self, asking: Measuring) -> tuple[Measured, Evaluation]:
-        """What `asking` returns, once the layers have evaluated all that it asks for."""
-        request = next(asking)
-        while True:
-            try:
-                request = asking.send(await self._pipeline.evaluate(request))
-            except StopIteration as done:
-                return cast(tuple[Measured, Evaluation], done.value)
 
     async def _apply(
         self, now: Observation, decisions: Mapping[str, Decisions]
@@ -221,6 +216,9 @@ class LifecycleCoordinator:
                 await self._pipeline.acknowledge(name, stamp)
         if silent := self._deliveries.unanswered():
             raise RunFailed(f"layer {silent[0]!r} did not answer its transition batch")
+        for batch in done:
+            seen, places = now.telemetry[batch.layer_id], (self._pipeline, self._journal, self._log)
+            self._notes += await give_back(*places, seen, batch, now.step)
         return done
 
     def _book(
@@ -244,9 +242,9 @@ class LifecycleCoordinator:
         now: Observation,
         decisions: Mapping[str, Decisions],
         applied: Sequence[TransitionBatch],
-        halts: bool,
+        wish: Wish,
     ) -> tuple[int | None, str]:
-        """Commit every few epochs, at the end, where the run `halts`, whenever a seed has left a
+        """Commit every few epochs, at the end, where the run halts, whenever a seed has left a
         rollback copy, and after what people asked for: a run that is done again does not ask again.
 
         The commit's number, or why it is not stored yet where that is let pass.
@@ -254,8 +252,8 @@ class LifecycleCoordinator:
         periodic = (now.epoch + 1) % self._spec.every_epochs == 0
         grafted = any((batch.target == _S.GRAFTING).any() for batch in applied)
         asked = any(by_people(batch.cause).any() for batch in applied)
-        last = halts or now.epoch + 1 == self._spec.epochs
-        if not (periodic or grafted or asked or last):
+        last = wish is Wish.STOP or now.epoch + 1 == self._spec.epochs
+        if not (periodic or grafted or asked or last or wish is Wish.PAUSE):
             return None, ""
         for decided in decisions.values():
             by_policy = decided.take(~by_people(decided.requests.cause))

@@ -18,6 +18,7 @@ from esper_ray.events.messages import (
     Evaluation,
     EvaluationRequest,
     MetricsBatch,
+    OlderRows,
     StageReport,
     TransitionBatch,
 )
@@ -44,6 +45,10 @@ class Pipeline(Protocol):
 
     async def acknowledge(self, layer_id: str, stamp: Stamp) -> None:
         """Tell a layer that its receipt is in the log."""
+        ...
+
+    async def give_back(self, older: OlderRows) -> None:
+        """Give seeds in ROLLED_BACK older strategies and measurements."""
         ...
 
     async def save(self) -> list[SegmentRef]:
@@ -98,6 +103,10 @@ class ActorPipeline:
     async def acknowledge(self, layer_id: str, stamp: Stamp) -> None:
         """See Pipeline; the layer repeats what is lost."""
         self._owner(layer_id).tell("acknowledge", layer_id, stamp)
+
+    async def give_back(self, older: OlderRows) -> None:
+        """See Pipeline."""
+        await self._owner(older.layer_id).ask("give_back", older)
 
     async def save(self) -> list[SegmentRef]:
         """All stages store at once."""
@@ -205,6 +214,11 @@ class LocalPipeline:
     async def acknowledge(self, layer_id: str, stamp: Stamp) -> None:
         """See Pipeline."""
         self._owner[layer_id].acknowledge(layer_id, stamp)
+
+    async def give_back(self, older: OlderRows) -> None:
+        """See Pipeline."""
+        [owner] = [stage for stage in self.stages if older.layer_id in stage.trainers]
+        owner.give_back(older)
 
     async def save(self) -> list[SegmentRef]:
         """See Pipeline."""

@@ -51,7 +51,10 @@ class EventKind(IntEnum):
     """A refused request, of a person or at the epoch of a commit; it changed nothing."""
     PANIC = 7
     """A step went wrong and was made again: `loss` and, as the verdict of `gate`, why and how.
-    `layer` and `gate` name where; seed_id is -1. What was retired follows as transitions."""
+    `layer` and `gate` name where; seed_id is -1. What was retired stands before it."""
+    GIVEN_BACK = 8
+    """A rolled back seed got the strategy and measurements back that it entered GRAFTING with;
+    `performance_delta` is its evaluation score."""
 
 
 SCHEMA: Final[Mapping[str, str]] = MappingProxyType(

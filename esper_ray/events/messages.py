@@ -50,6 +50,8 @@ class TelemetryBatch:
     chunk_variance: Floats
     chunk_gradient: Floats
     strategy: Ints
+    checkpoint_id: Ints
+    """Commit with which a seed entered GRAFTING, -1 = it has not."""
     last_change: Ints
     """Lifecycle epoch of a seed's last transition, -1 = none yet."""
     errors: Ints
@@ -128,6 +130,24 @@ class MetricsBatch:
     score: Floats
     loss_variance: float = math.nan
     accuracy_variance: float = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class OlderRows:
+    """What seeds in ROLLED_BACK had when they entered GRAFTING; (rows,), metrics (rows, 4)."""
+
+    layer_id: str
+    seed_ids: NDArray[np.int64]
+    generation: NDArray[np.int16]
+    blueprint_id: Ints
+    grafting_strategy: Ints
+    evaluation_score: Ints
+    performance_metrics: Floats
+    metrics_valid: NDArray[np.uint8]
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """What the state tensor takes back, by the column's name."""
+        return {name: getattr(self, name) for name in self.__slots__[3:]}
 
 
 @dataclass(frozen=True, slots=True)

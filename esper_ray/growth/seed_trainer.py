@@ -169,6 +169,7 @@ class SeedTrainer:
             error_count=view.error_count,
             **self._measured(),
             strategy=view.strategy,
+            checkpoint_id=layer.state.fetch("columns")[layer.state.CHECKPOINT_ID].copy(),
             last_change=layer.state.last_change(),
             errors=view.error_count - self._errors_before,
             signals=signals,

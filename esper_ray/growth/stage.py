@@ -12,6 +12,7 @@ from esper_ray.events.messages import (
     Evaluation,
     EvaluationRequest,
     MetricsBatch,
+    OlderRows,
     StageReport,
     TransitionBatch,
     TransitionReceipt,
@@ -131,6 +132,10 @@ class Stage:
     def record(self, batch: MetricsBatch) -> None:
         """Store measured metrics of one layer's seeds."""
         self.trainers[batch.layer_id].layer.state.record(batch)
+
+    def give_back(self, older: OlderRows) -> None:
+        """Give seeds in ROLLED_BACK older strategies and measurements."""
+        self.trainers[older.layer_id].layer.state.give_back(older.seed_ids, older.columns())
 
     # ---- evaluation --------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from esper_ray.events.messages import (
     Evaluation,
     EvaluationRequest,
     MetricsBatch,
+    OlderRows,
     StageReport,
     TelemetryBatch,
     TransitionBatch,
@@ -57,6 +58,7 @@ class Layers:
     stamps: list[Stamp] = field(default_factory=list)
     metrics: list[MetricsBatch] = field(default_factory=list)
     told: list[Receipt] = field(default_factory=list)
+    given_back: list[OlderRows] = field(default_factory=list)
     acknowledged: list[tuple[str, Stamp]] = field(default_factory=list)
     inboxes: dict[str, Inbox] = field(default_factory=dict)
 
@@ -95,6 +97,9 @@ class Layers:
             self.lost -= 1
         else:
             self.inboxes[layer_id] = self.inboxes[layer_id].acknowledge(stamp)
+
+    async def give_back(self, older: OlderRows) -> None:
+        self.given_back.append(older)
 
     async def govern(self, ask: Keep | Back | Try) -> list[StepCheck]:
         raise AssertionError(f"no step was bad, but the governor asks for {ask}")

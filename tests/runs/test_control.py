@@ -71,10 +71,10 @@ def test_a_paused_run_is_stored_and_waits_until_it_may_go_on(make_config: Config
         polls = iter([Wish.PAUSE, Wish.PAUSE, Wish.RUN])
         look = runtime._engine.wish
 
-        def wish(wanted: Wish | None = None) -> Wish:
-            return look(wanted if wanted else next(polls))
+        def wait(wish: Wish | None = None) -> Wish:
+            return look(wish or next(polls))
 
-        runtime._engine.wish = wish  # type: ignore[method-assign]
+        runtime._engine.wish = wait  # type: ignore[method-assign]
         began = time.monotonic()
         assert runtime.fit("never", on_epoch=on_epoch).status == "completed"
         assert time.monotonic() - began > 0.6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from esper_ray.events.messages import EpochReport
 from esper_ray.growth.stage import BATCH, OTHER_BATCH
 from esper_ray.lifecycle import ExtendedLifecycle as S
 from esper_ray.runtime import Runtime
-from esper_ray.storage import RunLog
+from esper_ray.storage import RunLog, manifest
 from tests.runs.history import (
     Listener,
     assert_log_replays,
@@ -212,6 +213,69 @@ def test_a_rolled_back_seed_has_the_weights_of_its_checkpoint(make_config: Confi
 
     grow(make_config(train__epochs=11), listen=listen)
     assert len(copies) > 3
+
+
+def without_commit(engine: LocalEngine) -> None:
+    """Damage the state of the layer in the commit with which its seeds entered GRAFTING."""
+    log = engine._coordinator._log
+    state = engine._pipeline.stages[0].trainers[LAYER].layer.state
+    seq = int(state.fetch("columns")[state.CHECKPOINT_ID][1])
+    path = Path(log.root.url.removeprefix("file://"))
+    [ref] = [r for r in manifest.segments(log.read_commit(seq)) if r.name == f"layer/{LAYER}/state"]
+    (path / ref.path).write_bytes(b"damaged")
+
+
+def test_a_seed_also_gets_the_strategy_and_measurements_back_that_it_was_grafted_with(
+    make_config: ConfigMaker,
+) -> None:
+    selection = {"mode": "performance", "improving_delta": 1e-4, "improving_epochs": 1}
+    selection["cooldown_epochs"] = 2
+    grafting = {"strategy": "linear", "ramp_epochs": 12, "selection": selection}
+    config = make_config(seeds__grafting=grafting, train__epochs=16)
+    found: list[tuple[int, int]] = []
+
+    def look(engine: LocalEngine) -> None:
+        state = engine._pipeline.stages[0].trainers[LAYER].layer.state
+        columns = state.fetch("columns")
+        strategies = columns[state.GRAFTING_STRATEGY].tolist()
+        found.extend(zip(strategies, columns[state.EVALUATION_SCORE].tolist(), strict=True))
+
+    def spoil(engine: LocalEngine) -> None:
+        look(engine)
+        spoil_seeds(0, 1, 2, 3)(engine)
+
+    log, plan, _ = grow(config, listen=Spoil(13, spoil))
+    assert {strategy for strategy, _ in found} != {0}  # some have switched
+    given = events_of(log, EventKind.GIVEN_BACK).of(LAYER).columns
+    assert given["seed_id"].tolist() == [0, 1, 2, 3]
+    state = read_state(log, segments(newest(log)), LAYER)
+    assert (state["lifecycle_state"] == S.ROLLED_BACK).all()
+    assert state["grafting_strategy"].tolist() == [0, 0, 0, 0]
+    seq = int(state["checkpoint_id"][0])
+    older = read_state(log, segments(log.read_commit(seq)), LAYER)
+    for name in ("evaluation_score", "performance_metrics", "metrics_valid", "blueprint_id"):
+        assert state[name].tolist() == older[name].tolist(), name
+    assert state["evaluation_score"].tolist() != [score for _, score in found]
+    assert_log_replays(log, plan)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_told_and_the_seed_is_retired_all_the_same(
+    make_config: ConfigMaker,
+) -> None:
+    def spoil(engine: LocalEngine) -> None:
+        without_commit(engine)
+        spoil_seeds(1)(engine)
+
+    spoiling = Spoil(8, spoil)
+    log, plan, reports = grow(make_config(train__epochs=12), listen=spoiling)
+    [problem, note] = sorted(spoiling.notes)
+    assert problem.startswith(
+        f"layer {LAYER!r}: seeds 1 keep their strategy and measurements, for commit "
+    )
+    assert "is made again" in note
+    assert (LAYER, 1, "GRAFTING", "ROLLED_BACK") in reports[9].moves
+    assert len(events_of(log, EventKind.GIVEN_BACK)) == 0
+    assert_log_replays(log, plan)
 
 
 def test_the_steps_before_the_bad_one_are_kept_as_they_were(make_config: ConfigMaker) -> None:
