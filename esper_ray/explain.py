@@ -68,7 +68,7 @@ def _seed_events(log: RunLog, layer: str, seed_id: int, upto: int | None) -> Eve
     seeds, own = 0, []
     for events in _parts(log, upto):
         told = zip(events.columns["layer"], events.columns["kind"].tolist(), strict=True)
-        known.update(name for name, kind in told if kind != EventKind.PANIC)
+        known.update(name for name, kind in told if kind != EventKind.FAULT)
         of_layer = events.of(layer)
         epochs = of_layer.take(of_layer.columns["kind"] == EventKind.EPOCH)
         seeds = max(seeds, *epochs.columns["errors"].tolist(), 0)

@@ -14,9 +14,10 @@ from esper_ray.actors.placement import ClusterSettings
 from esper_ray.actors.remote import RemoteActor
 from esper_ray.actors.run_point import RunPoint
 from esper_ray.actors.stopping import StopSignal, Wish
+from esper_ray.actors.supervision import FaultLimits, Point, Supervisor
 from esper_ray.config import RunConfig
 from esper_ray.config.signing import signing_key
-from esper_ray.errors import ConfigError, CorruptError
+from esper_ray.errors import ConfigError, CorruptError, FencedError, StepFailed
 from esper_ray.events.messages import EpochReport, Evaluation
 from esper_ray.lifecycle import move_of
 from esper_ray.planning import RunPlan, plan_run
@@ -82,8 +83,12 @@ class Runtime:
         self._warn = warn
         cluster = config.cluster
         settings = ClusterSettings(
-            address or cluster.address, cluster.wait_for_resources_s, cluster.step_timeout_s
+            address or cluster.address,
+            cluster.wait_for_resources_s,
+            cluster.step_timeout_s,
+            cluster.answer_timeout_s,
         )
+        self._limits = FaultLimits(cluster.max_failures, cluster.outage_timeout_s)
         self._engine: Engine = LocalEngine() if local else RayEngine(settings)
         self.root = Root.open(config.storage_url, **config.storage.access)
         self._key = signing_key(config.storage)
@@ -122,26 +127,23 @@ class Runtime:
     def fit(
         self, resume: str = "auto", on_epoch: Callable[[EpochReport], None] = _ignore
     ) -> RunResult:
-        """Train to the last epoch; `resume` is `auto`, `never` or a checkpoint's URL."""
+        """Train to the last epoch; `resume` is `auto`, `never` or a checkpoint's URL.
+
+        After a fault it goes on from the newest commit: epochs since that are reported again.
+        """
         began = time.monotonic()
         found = self.open(resume)
-        done = 0 if found is None else found.point.epoch
-        report: EpochReport | None = None
-        status = "completed"
+        supervisor = Supervisor(self._engine, self._rewind, self._limits, self._warn)
+        done, epochs = 0 if found is None else found.point.epoch, self.config.train.epochs
+        report, status = None, "completed"
         with StopSignal() as term:
-            for epoch in range(done, self.config.train.epochs):
-                self.train_epoch(epoch)
-                if term.came:
-                    self._engine.wish(Wish.STOP)
-                report = self._engine.end_epoch(epoch)
-                self._tell(report.upload_error)
-                for line in report.notes:
-                    self._warn(line)
+            for report in supervisor.train(done, epochs, self.config.seeds.epoch_steps, term):
+                self._tell(report.upload_error, *report.notes)
                 on_epoch(report)
-                if self._halts(report, term):
+                if report.epoch + 1 < epochs and self._halts(report, term):
                     status = "terminated" if term.came else "stopped"
                     break
-        test = self.scores(self._engine.evaluate("test")) if status == "completed" else {}
+        scores = self.scores(supervisor.evaluate("test", epochs)) if status == "completed" else {}
         if report is not None and report.commit is not None:
             body = self._log().read_commit(report.commit)
             found = Found.read(self.root, report.commit, body)
@@ -153,7 +155,7 @@ class Runtime:
             status=status,
             steps=point.step,
             wall_s=round(time.monotonic() - began, 3),
-            eval=test,
+            eval=scores,
             seeds=point.progress.seeds,
             states_visited=tuple(point.progress.states_visited),
             transitions=point.progress.transitions,
@@ -165,14 +167,17 @@ class Runtime:
         wish = Wish(report.wish)
         while wish is Wish.PAUSE and not term.came:
             time.sleep(_PAUSE_S)
-            wish = self._engine.wish()
+            try:
+                wish = self._engine.wish()
+            except StepFailed:
+                return False  # it is dealt with in the next epoch
         return wish is not Wish.RUN or (term.came and report.commit is not None)
 
     def open(self, resume: str = "never") -> Found | None:
         """Build every part, from the checkpoint that `resume` names; says which it was."""
         self.root.names("")  # a place that cannot be used fails here, before anything starts
         self._tell(self._mirror.check(self._log()))
-        found = self._find(resume)
+        self._found = found = self._find(resume)
         self._engine.connect(len(self.plan.stages))
         self._engine.open(self._start(found))
         return found
@@ -208,14 +213,14 @@ class Runtime:
         """This run's own log; what is damaged in it is read from the replicas."""
         return RunLog(self.root, key=self._key, replicas=self._mirror.roots)
 
-    def _tell(self, upload_error: str) -> None:
-        if upload_error:
-            self._warn(f"a checkpoint is not stored yet: {upload_error}")
+    def _tell(self, upload_error: str, *notes: str) -> None:
+        late = (f"a checkpoint is not stored yet: {upload_error}",) if upload_error else ()
+        for line in notes + late:
+            self._warn(line)
 
     def _find(self, resume: str) -> Found | None:
         if resume == "never":
-            older = len(self._log().commit_numbers())
-            if older:
+            if older := len(self._log().commit_numbers()):
                 self._warn(
                     f"{older} checkpoints of earlier starts at {self.root.url} are set aside"
                 )
@@ -230,16 +235,14 @@ class Runtime:
         url, selector = split_url(resume)
         root = Root.open(url, **self.config.storage.access)
         log = self._log() if root.url == self.root.url else RunLog(root, key=self._key)
-        stored = RunCheckpoints(log)
-        seq = stored.resolve(selector)
+        seq = (stored := RunCheckpoints(log)).resolve(selector)
         return self._checked(Found.read(root, seq, stored.load(seq)), log)
 
     def _checked(self, found: Found, log: RunLog) -> Found:
         """Refuse a checkpoint of a run that differs in anything but its length and place."""
         point, url = found.point, found.root.url
         mine, stored = self.config.identity(), point.config
-        differ = [k for k in sorted({*mine, *stored}) if mine.get(k) != stored.get(k)]
-        if differ:
+        if differ := [k for k in sorted({*mine, *stored}) if mine.get(k) != stored.get(k)]:
             raise ConfigError(
                 f"the checkpoint at {url} was made with another {', '.join(differ[:3])}",
                 "restore these keys, or start anew with --resume never and another storage.url",
@@ -258,13 +261,26 @@ class Runtime:
         self._warn(f"resuming {url} at step {point.step}")
         return found
 
-    def _start(self, found: Found | None) -> Start:
+    def _rewind(self, fault: str) -> Point:
+        """A start from the newest commit of this run's history, or from where it began.
+
+        FencedError where another has started it since.
+        """
+        log = self._log()
+        if log.epoch_numbers()[-1] != self._run_epoch:
+            raise FencedError(f"{self.root.url} was started again by another writer")
+        newest = RunCheckpoints(log).newest_valid(self._warn)
+        found = Found.read(self.root, *newest) if newest else self._found
+        return Point(self._start(found, fault), 0 if found is None else found.point.epoch)
+
+    def _start(self, found: Found | None, fault: str = "") -> Start:
         here = found is not None and found.root.url == self.root.url
         log = self._log()
         record = log.open_epoch(
             resumed_from=found.seq if found is not None and here else None,
             source=found.root.url if found is not None and not here else None,
         )
+        self._run_epoch = record.run_epoch
         self._tell(self._mirror.follow(log))
         restore = progress = None
         if found is not None:
@@ -280,4 +296,5 @@ class Runtime:
             restore=restore,
             progress=progress,
             epoch=record,
+            fault=fault,
         )

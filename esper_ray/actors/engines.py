@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from esper_ray.actors.calls import Calls
 from esper_ray.actors.coordinator_spec import CoordinatorSpec
 from esper_ray.actors.layer_actor import Restore
 from esper_ray.actors.lifecycle_coordinator import LifecycleCoordinator
 from esper_ray.actors.pipeline import ActorPipeline, LocalPipeline
 from esper_ray.actors.placement import Cluster, ClusterSettings
 from esper_ray.actors.remote import RemoteActor
+from esper_ray.actors.standing import Standing
 from esper_ray.actors.stopping import Wish
-from esper_ray.errors import EsperError, RunFailed
 from esper_ray.events.messages import EpochReport, Evaluation
 from esper_ray.growth.spec import StageSpec
 from esper_ray.storage import EpochRecord, Root
@@ -33,6 +35,8 @@ class Start:
     restore: Restore | None
     progress: Mapping[str, object] | None
     epoch: EpochRecord
+    fault: str = ""
+    """What the run goes back for."""
 
 
 class Engine(Protocol):
@@ -43,7 +47,11 @@ class Engine(Protocol):
         ...
 
     def open(self, start: Start) -> None:
-        """Build and, where asked, restore every part."""
+        """Build and, where asked, restore every part; after `halt` once more."""
+        ...
+
+    def halt(self, reason: str) -> None:
+        """Stop every part; what does not answer is ended, and built anew by `open`."""
         ...
 
     def train_epoch(self, first_step: int, steps: int) -> None:
@@ -80,13 +88,18 @@ class LocalEngine:
 
     def open(self, start: Start) -> None:
         """See Engine."""
+        self.close()
         self._runner = asyncio.Runner()
         self._pipeline = LocalPipeline(
             start.stages, start.root, start.restore, start.epoch.run_epoch
         )
         self._coordinator = LifecycleCoordinator(start.coordinator, start.root)
-        setup = self._coordinator.setup(self._pipeline, start.progress, start.epoch)
+        setup = self._coordinator.setup(self._pipeline, start.progress, start.epoch, start.fault)
         self._runner.run(setup)
+
+    def halt(self, reason: str) -> None:
+        """Nothing is under way between two calls."""
+        del reason
 
     def train_epoch(self, first_step: int, steps: int) -> None:
         """See Engine."""
@@ -122,7 +135,9 @@ class RayEngine:
 
     def __init__(self, settings: ClusterSettings) -> None:
         self._cluster = Cluster(settings)
-        self._timeout_s = settings.step_timeout_s
+        self._calls = Calls(settings.step_timeout_s, settings.answer_timeout_s)
+        self._term = 1
+        self._standing: Standing | None = None
         self.actors: list[RemoteActor] = []
 
     def connect(self, stages: int) -> None:
@@ -131,9 +146,14 @@ class RayEngine:
 
     def open(self, start: Start) -> None:
         """See Engine."""
-        self.actors, self._coordinator = self._cluster.place(
-            start.stages, start.coordinator, start.root
-        )
+        self._start, self._standing, self._term = start, None, 1
+        self._place()
+        self._set_up(start)
+        pipeline = ActorPipeline(self.actors, start.stage_of)
+        self._ask("setup", pipeline, start.progress, start.epoch, start.fault)
+
+    def _set_up(self, start: Start) -> None:
+        """Have every actor build its stage, and meet the others, as of this run epoch."""
         last, run_epoch = len(self.actors) - 1, start.epoch.run_epoch
         setups = []
         for index, layer in enumerate(self.actors):
@@ -143,35 +163,47 @@ class RayEngine:
             if index < last:
                 peers["next"] = self.actors[index + 1]
             setups.append(layer.submit("setup", peers, self._coordinator, start.restore, run_epoch))
-        self._wait(setups)
-        pipeline = ActorPipeline(self.actors, start.stage_of)
-        self._ask("setup", pipeline, start.progress, start.epoch)
+        self._calls.wait(setups)
+
+    def halt(self, reason: str) -> None:
+        """See Engine. Survivors are kept, as starting an actor costs seconds."""
+        aborts = [(actor, actor.submit("abort", reason)) for actor in self.actors]
+        aborts.append((self._coordinator, self._coordinator.submit("abort")))
+        alive = self._calls.answering(aborts)
+        layers = [actor for actor in alive if actor is not self._coordinator]
+        idle = self._calls.answering([(actor, actor.submit("idle")) for actor in layers])
+        kept = [actor for actor in alive if actor is self._coordinator] + idle
+        for actor, _ in aborts:
+            if not any(actor is each for each in kept):
+                self._cluster.drop(actor)
 
     def train_epoch(self, first_step: int, steps: int) -> None:
         """See Engine. One call per actor and step, a window of them submitted at a time."""
         last = first_step + steps
         for start in range(first_step, last, _STEPS_IN_FLIGHT):
             window = range(start, min(start + _STEPS_IN_FLIGHT, last))
-            self._wait([layer.submit("run_step", step) for step in window for layer in self.actors])
+            asked = [layer.submit("run_step", step) for step in window for layer in self.actors]
+            self._calls.wait(asked, self._all)
 
     def end_epoch(self, epoch: int) -> EpochReport:
         """See Engine."""
-        self._wait([layer.submit("end_epoch", epoch) for layer in self.actors])
-        report = self._ask("end_epoch", epoch)
-        if not isinstance(report, EpochReport):
-            raise TypeError(f"the coordinator answered {type(report).__name__}")
-        return report
+        asked = [layer.submit("end_epoch", epoch) for layer in self.actors]
+        self._calls.wait(asked, self._all)
+        notes = self._heir()
+        report: EpochReport
+        standing: Standing
+        report, standing = self._ask("close_epoch", epoch, watch=True)
+        self._standing = standing.after(self._standing)
+        return replace(report, notes=(*notes, *report.notes))
 
     def evaluate(self, split: str) -> Evaluation:
         """See Engine."""
-        result = self._ask("evaluate", split)
-        if not isinstance(result, Evaluation):
-            raise TypeError(f"the coordinator answered {type(result).__name__}")
+        result: Evaluation = self._ask("evaluate", split, watch=True)
         return result
 
     def request(self, action: str, layer_id: str, seed_ids: Sequence[int]) -> int:
         """See Engine."""
-        return int(str(self._ask("request", action, layer_id, list(seed_ids))))
+        return int(self._ask("request", action, layer_id, list(seed_ids)))
 
     def wish(self, wish: Wish | None = None) -> Wish:
         """See Engine."""
@@ -181,43 +213,39 @@ class RayEngine:
         """See Engine."""
         self._cluster.close()
 
-    def _ask(self, method: str, *args: object) -> object:
-        return self._wait([self._coordinator.submit(method, *args)])[0]
+    def _heir(self) -> tuple[str, ...]:
+        """Put another in the place of a coordinator that is lost, if it is; says so.
 
-    def _wait(self, pending: list[Any]) -> list[Any]:
-        """Results in order; the first failure aborts every layer and is raised as its cause."""
-        from ray.exceptions import RayError, RayTaskError
+        Between two boundaries the layers and what it last handed on are all that it knew, so no
+        step is done again.
+        """
+        alive = self._calls.answering([(self._coordinator, self._coordinator.submit("ping"))])
+        if alive or self._standing is None:
+            return ()
+        began, start, epoch = time.monotonic(), self._start, self._start.epoch
+        self._cluster.drop(self._coordinator)
+        self._place()
+        self._term += 1
+        following = [self._coordinator, epoch.run_epoch, self._term]
+        inboxes: dict[str, object] = {}
+        for ends in self._calls.wait([a.submit("follow", *following) for a in self.actors]):
+            inboxes |= ends
+        pipeline = ActorPipeline(self.actors, start.stage_of)
+        self._ask("take_over", pipeline, self._standing, epoch, self._term, inboxes)
+        self._calls.wait([actor.submit("report") for actor in self.actors])
+        took_s = time.monotonic() - began
+        return (f"the coordinator is lost: going on with another ({took_s:.1f} s)",)
 
-        try:
-            return self._results(pending)
-        except RayTaskError as error:
-            self._abort(str(error.cause))
-            if isinstance(error.cause, EsperError):
-                raise error.cause from None
-            raise RunFailed(f"an actor failed: {error.cause!r}") from error
-        except RayError as error:
-            self._abort(type(error).__name__)
-            raise RunFailed(
-                f"an actor is lost: {type(error).__name__}",
-                "run the same command again with --resume auto",
-            ) from error
+    def _place(self) -> None:
+        start = self._start
+        self.actors, self._coordinator = self._cluster.place(
+            start.stages, start.coordinator, start.root
+        )
 
-    def _results(self, pending: list[Any]) -> list[Any]:
-        """Wait for all, but not past the first that failed."""
-        import ray
+    @property
+    def _all(self) -> list[RemoteActor]:
+        return [*self.actors, self._coordinator]
 
-        left = pending
-        while left:
-            done, left = ray.wait(left, num_returns=1, timeout=self._timeout_s)
-            if not done:
-                self._abort("timed out")
-                raise RunFailed(
-                    f"no actor answered within {self._timeout_s:.0f} s",
-                    "raise cluster.step_timeout_s if a step may take longer",
-                )
-            ray.get(done)
-        return ray.get(pending)
-
-    def _abort(self, reason: str) -> None:
-        for layer in self.actors:
-            layer.tell("abort", reason)
+    def _ask(self, method: str, *args: object, watch: bool = False) -> Any:
+        asked = [self._coordinator.submit(method, *args)]
+        return self._calls.wait(asked, self._all if watch else ())[0]

@@ -26,7 +26,7 @@ class Mended:
     notes: list[str] = field(default_factory=list)
 
 
-def is_bad(reports: Sequence[StageReport], level: Level) -> bool:
+def _is_bad(reports: Sequence[StageReport], level: Level) -> bool:
     """Whether a step of an epoch has to be made again."""
     return any(report.broken for report in reports) or not level.accepts(reports[-1].losses)
 
@@ -37,8 +37,14 @@ class Governor:
     def __init__(self, pipeline: Pipeline, journal: Journal, retire: Delivering) -> None:
         self._pipeline, self._journal, self._retire = pipeline, journal, retire
 
-    async def mend(self, reports: Sequence[StageReport], level: Level) -> Mended:
-        """The epoch that these reports tell of, made again; RunFailed where that cannot be."""
+    async def look(self, reports: list[StageReport], level: Level) -> Mended:
+        """What stages report of an epoch, which is made again where a step of it is bad.
+
+        RunFailed where that cannot be.
+        """
+        return await self._mend(reports, level) if _is_bad(reports, level) else Mended(reports)
+
+    async def _mend(self, reports: Sequence[StageReport], level: Level) -> Mended:
         last = reports[-1]
         telemetry = {t.layer_id: t for r in reports for t in r.telemetry}
         suspects = [(name, seed) for name, seen in telemetry.items() for seed in in_output(seen)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 
@@ -12,7 +14,23 @@ from esper_ray.events.messages import MetricsBatch, OlderRows, TelemetryBatch, T
 from esper_ray.growth.governor import Fault
 from esper_ray.lifecycle import BLENDED_STATES, REASONS, Cause, Decisions, Explanation, Refusal
 
+PANIC: Final = "PANIC"
+"""Cause of the FAULT that tells of a step that was made again."""
+_MOST_TEXT = 200
 _SIGNALS = ("weight_drift", "performance_delta", "loss_variance", "gradient_norm")
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Events that a journal has got since it was last asked; all that it has if `anew`."""
+
+    sequence: int
+    parts: Sequence[Events]
+    anew: bool
+
+    def after(self, older: News) -> News:
+        """All of both, of one journal."""
+        return News(self.sequence, [*older.parts, *self.parts], older.anew)
 
 
 class Journal:
@@ -21,6 +39,7 @@ class Journal:
     def __init__(self, sequence: int) -> None:
         self.sequence = sequence
         self._parts: list[Events] = []
+        self._told = 0
 
     def epoch(self, telemetry: TelemetryBatch, step: int) -> None:
         """A lifecycle epoch of a layer: errors counted, signals read, seeds one epoch older."""
@@ -118,16 +137,32 @@ class Journal:
         """A step that went wrong; `epoch` is the last that has ended."""
         verdict = f"{fault.told}; {outcome}"
         self._add(
-            EventKind.PANIC,
+            EventKind.FAULT,
             self._next(fault.layer, epoch, fault.step),
             np.array([-1]),
+            cause=PANIC,
             loss=fault.loss,
             gate=gate_json(fault.tensor, {"loss": fault.loss}, {}, verdict),
         )
 
+    def fault(self, cause: str, about: str) -> None:
+        """Something went wrong and was dealt with, as `cause` says: REWOUND, REPLACED."""
+        where, gate = self._next("", -1, -1), gate_json("", {}, {}, about[:_MOST_TEXT])
+        self._add(EventKind.FAULT, where, np.array([-1]), cause=cause, gate=gate)
+
+    def news(self) -> News:
+        """What it has got since this was last asked."""
+        news = News(self.sequence, self._parts[self._told :], self._told == 0)
+        self._told = len(self._parts)
+        return news
+
+    def take_over(self, news: News) -> None:
+        """Hold what another journal held."""
+        self.sequence, self._parts, self._told = news.sequence, [*news.parts], 0
+
     def drain(self) -> Events:
         """All events so far; the journal is empty afterwards."""
-        events, self._parts = Events.concatenate(self._parts), []
+        events, self._parts, self._told = Events.concatenate(self._parts), [], 0
         return events
 
     def _next(self, layer_id: str, epoch: int, step: int) -> tuple[str, int, int, int]:

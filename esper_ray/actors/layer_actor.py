@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esper_ray.actors import persistence
-from esper_ray.actors.boundary import Receipts, StageBoundary
+from esper_ray.actors.boundary import Inbox, Receipts, StageBoundary
 from esper_ray.actors.protocol import Answer, Stamp, Stamped
 from esper_ray.actors.schedule import Kind, plan
 from esper_ray.actors.transport import (
@@ -23,6 +23,7 @@ from esper_ray.actors.transport import (
     Teller,
     from_array,
 )
+from esper_ray.errors import StepFailed
 from esper_ray.events.messages import (
     Evaluation,
     EvaluationRequest,
@@ -42,6 +43,7 @@ CONCURRENCY_GROUPS: Final = {"compute": 1, "control": 2, "io": 1}
 
 METHOD_GROUPS: Final = {
     "setup": "compute",
+    "idle": "compute",
     "run_step": "compute",
     "end_epoch": "compute",
     "evaluate": "compute",
@@ -51,6 +53,8 @@ METHOD_GROUPS: Final = {
     "give_back": "compute",
     "end_epoch_again": "compute",
     "ping": "control",
+    "follow": "compute",
+    "report": "compute",
     "offer": "control",
     "acknowledge": "control",
     "abort": "control",
@@ -76,8 +80,9 @@ class LayerActor:
     """A stage, its neighbours and its mailbox; one call per optimiser step."""
 
     def __init__(self, spec: StageSpec, root: Root, timeout_s: float) -> None:
-        self._spec, self._root = spec, root
+        self._spec, self._root, self._timeout_s = spec, root, timeout_s
         self._mailbox = Mailbox(timeout_s)
+        self._aborted: str | None = None
         self._ops = plan(spec.index, spec.count, spec.data.micro_batches)
 
     def setup(
@@ -87,7 +92,11 @@ class LayerActor:
         restore: Restore | None,
         run_epoch: int,
     ) -> None:
-        """Build the stage, restore it where asked, and meet the others."""
+        """Build the stage, restore it where asked, and meet the others.
+
+        May be called again, for another run epoch: everything is built anew.
+        """
+        self._mailbox, self._aborted, self._run_epoch = Mailbox(self._timeout_s), None, run_epoch
         self._transport = ObjectStoreTransport(self._mailbox, peers)
         self._coordinator = coordinator
         self._log = RunLog(self._root)
@@ -101,6 +110,7 @@ class LayerActor:
 
     def run_step(self, step: int) -> None:
         """One optimiser step: every micro-batch through this stage, forward and backward."""
+        self._go_on()
         self._memory.before_step()
         self._step(step)
 
@@ -108,6 +118,7 @@ class LayerActor:
         stage, sends = self._stage, list[Send]()
         stage.begin_step(step)
         for kind, micro_batch in self._ops:
+            self._go_on()
             forward = kind is Kind.FORWARD
             tag: Tag = (kind.value, step, micro_batch)
             source = not (self._spec.first if forward else self._spec.last)
@@ -126,14 +137,18 @@ class LayerActor:
 
     def end_epoch(self, epoch: int) -> None:
         """Advance the seeds by one lifecycle epoch and report to the coordinator."""
-        self._coordinator.tell("ingest", self.end_epoch_again(epoch))
+        self._go_on()
+        self.end_epoch_again(epoch)
+        self.report()
 
     def end_epoch_again(self, epoch: int) -> StageReport:
         """The same where the coordinator has had the epoch's steps made again."""
-        return checking.end_epoch(self._stage, epoch)
+        self._told = checking.end_epoch(self._stage, epoch)
+        return self._told
 
     def govern(self, ask: Keep | Back | Try) -> StepCheck | None:
         """Keep or take back the stage as it was, or make a step as the governor wants it."""
+        self._go_on()
         if isinstance(ask, Keep):
             self._memory.keep()
         elif isinstance(ask, Back):
@@ -144,10 +159,21 @@ class LayerActor:
             return checking.check(self._stage, watch)
         return None
 
+    def report(self) -> None:
+        """Tell the coordinator once more what was seen in the newest epoch."""
+        self._coordinator.tell("ingest", self._told, self._run_epoch)
+
+    def follow(self, coordinator: Teller, run_epoch: int, term: int) -> dict[str, Inbox]:
+        """Turn to another coordinator; what it has to know of the batches of its forerunners."""
+        inboxes = self._boundary.follow(run_epoch, term)
+        self._coordinator = coordinator
+        return inboxes
+
     def evaluate(self, request: EvaluationRequest) -> Evaluation | None:
         """The whole split forward under every alpha setting; changes nothing."""
         sends: list[Send] = []
         for number in range(self._stage.evaluation_batches(request)):
+            self._go_on()
             tag: Tag = ("evaluate", request.number, number)
             received = self._transport.exchange(sends, [] if self._spec.first else [tag])
             y = self._stage.evaluate(request, number, received[0] if received else None)
@@ -167,6 +193,14 @@ class LayerActor:
         """Store this stage's segments; the coordinator commits them."""
         return persistence.save_stage(self._stage, self._log)
 
+    def idle(self) -> None:
+        """Answer once every call that came before has ended."""
+
+    def _go_on(self) -> None:
+        """Raise StepFailed after an abort: a stage that waits for nobody would not notice."""
+        if self._aborted is not None:
+            raise StepFailed(f"step aborted: {self._aborted}")
+
     # ---- control and io: never touch a tensor of the stage -------------------------------------
 
     def ping(self) -> int:
@@ -182,7 +216,8 @@ class LayerActor:
         self._boundary.acknowledge(layer_id, stamp)
 
     def abort(self, reason: str) -> None:
-        """Make a step that waits for a neighbour fail."""
+        """Make the step fail, and all that are queued, until the next `setup`."""
+        self._aborted = reason
         self._mailbox.abort(reason)
 
     def deliver(self, tag: Tag, array: NDArray[np.generic], dtype: str) -> None:

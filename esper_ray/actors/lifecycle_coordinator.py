@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from esper_ray.actors.arrivals import Arrivals
+from esper_ray.actors.boundary import Inbox
 from esper_ray.actors.coordinator_spec import CoordinatorSpec
 from esper_ray.actors.decider import Decider, evaluated
 from esper_ray.actors.deliveries import Deliveries
-from esper_ray.actors.giving_back import give_back
-from esper_ray.actors.governing import Governor, is_bad
+from esper_ray.actors.delivery import Delivery
+from esper_ray.actors.governing import Governor
 from esper_ray.actors.journal import Journal
 from esper_ray.actors.observation import Observation, moves_of
 from esper_ray.actors.pipeline import Pipeline
 from esper_ray.actors.progress import Progress, count_seeds
-from esper_ray.actors.protocol import Reception, Stamped
+from esper_ray.actors.standing import Standing
 from esper_ray.actors.stopping import Wish
-from esper_ray.errors import RunFailed, StorageUnavailable
+from esper_ray.actors.unfinished import UnfinishedCommit
+from esper_ray.actors.work import Work
+from esper_ray.errors import StorageUnavailable
 from esper_ray.events import log as event_log
 from esper_ray.events.messages import (
     Answer,
@@ -29,25 +31,15 @@ from esper_ray.events.messages import (
     MetricsBatch,
     StageReport,
     TransitionBatch,
-    TransitionReceipt,
 )
 from esper_ray.growth.assembly import load_module
 from esper_ray.growth.judging import Seed
 from esper_ray.lifecycle import Decisions, ExtendedLifecycle, by_people
-from esper_ray.storage import EpochRecord, Root, RunLog, SegmentRef, codec
+from esper_ray.storage import EpochRecord, Root, RunLog, codec
 
 _S = ExtendedLifecycle
-
-
-@dataclass(frozen=True, slots=True)
-class _Unfinished:
-    """A commit whose segments are stored, and whose events or manifest may not be."""
-
-    seq: int
-    body: Mapping[str, object]
-    segments: Sequence[SegmentRef]
-    events: bytes
-    rows: int
+_KEPT = ("_decider", "_losses", "_seq", "_unfinished", "_wish")
+"""What a coordinator hands on, besides its journal and its deliveries."""
 
 
 class LifecycleCoordinator:
@@ -57,12 +49,12 @@ class LifecycleCoordinator:
         load_module(spec.factory)
         self._spec, self._root = spec, root
         self._decider = Decider(spec.policy, spec.manager, spec.grafting)
-        self._reports: dict[int, StageReport] = {}
-        self._arrived = asyncio.Event()
+        self._arrivals = Arrivals(spec.stages, spec.timeout_s)
         self._journal, self._deliveries = Journal(0), Deliveries(0)
         self._losses: list[tuple[int, float]] = []
         self._seq = self._run_epoch = 0
-        self._unfinished: _Unfinished | None = None
+        self._unfinished: UnfinishedCommit | None = None
+        self._work = Work()
         self._notes: list[str] = []
         self._wish = Wish.RUN
 
@@ -71,26 +63,62 @@ class LifecycleCoordinator:
         return self._decider.progress
 
     async def setup(
-        self, pipeline: Pipeline, progress: Mapping[str, object] | None, epoch: EpochRecord
+        self,
+        pipeline: Pipeline,
+        progress: Mapping[str, object] | None,
+        epoch: EpochRecord,
+        fault: str = "",
     ) -> None:
-        """Meet the layers; go on from a stored progress, as the writer of this run epoch."""
+        """Meet the layers; go on from a stored progress, as the writer of this run epoch.
+
+        May be called again after `abort`: all but the requests of people is then forgotten. The
+        fault that the run goes on from is told in its log.
+        """
         self._pipeline, self._seq, self._run_epoch = pipeline, epoch.next_seq, epoch.run_epoch
         self._log = RunLog(self._root, epoch, self._spec.signing_key)
-        if progress is not None:
-            self._decider.progress = Progress.from_json(progress)
+        self._decider.progress = Progress() if progress is None else Progress.from_json(progress)
+        self._decider.commands.ask_again()
+        self._arrivals.forget()
+        self._losses, self._unfinished = [], None
         self._journal = Journal(self._progress.sequence)
         self._deliveries = Deliveries(epoch.run_epoch)
+        if fault:
+            self._journal.fault("REWOUND", fault)
+
+    async def take_over(
+        self,
+        pipeline: Pipeline,
+        standing: Standing,
+        epoch: EpochRecord,
+        term: int,
+        inboxes: Mapping[str, Inbox],
+    ) -> None:
+        """Go on after a coordinator that was lost between two boundaries.
+
+        The layers follow this one, their `inboxes` say up to where, and report to it once more.
+        """
+        await self.setup(pipeline, None, epoch)
+        for name in _KEPT:
+            setattr(self, name, standing.kept[name])
+        self._deliveries = standing.deliveries.inherited(term, inboxes)
+        self._journal.take_over(standing.news)
+        self._journal.fault("REPLACED", "the coordinator was lost")
+
+    async def abort(self) -> None:
+        """Stop what it is at; answers once nothing of it is under way, storage least of all."""
+        await self._work.stop()
 
     async def ping(self) -> int:
         """The run epoch that it coordinates."""
         return self._run_epoch
 
-    async def ingest(self, report: StageReport) -> None:
-        """Take a stage's report; the newest of a stage wins, in whatever order they arrive."""
-        known = self._reports.get(report.stage)
-        if known is None or report.epoch >= known.epoch:
-            self._reports[report.stage] = report
-            self._arrived.set()
+    async def ingest(self, report: StageReport, run_epoch: int | None = None) -> None:
+        """Take a stage's report; the newest of a stage wins, in whatever order they arrive.
+
+        One of another run epoch is dropped: its layer was given up, or has been rewound since.
+        """
+        if run_epoch in (None, self._run_epoch):
+            self._arrivals.add(report)
 
     async def request(self, action: str, layer_id: str, seed_ids: Sequence[int]) -> int:
         """Ask for a change of some seeds at the next epoch boundary; returns its number.
@@ -111,8 +139,17 @@ class LifecycleCoordinator:
 
     async def end_epoch(self, epoch: int) -> EpochReport:
         """Judge, decide, have it applied and, where due, commit; all before the next step."""
+        return await self._work.run(self._end_epoch(epoch))
+
+    async def close_epoch(self, epoch: int) -> tuple[EpochReport, Standing]:
+        """`end_epoch`, and what another coordinator would have to know from then on."""
+        report = await self.end_epoch(epoch)
+        kept = {name: getattr(self, name) for name in _KEPT}
+        return report, Standing(kept, self._deliveries, self._journal.news())
+
+    async def _end_epoch(self, epoch: int) -> EpochReport:
         self._notes = []
-        reports, retired = await self._mended(await self._collect(epoch))
+        reports, retired = await self._mended(await self._arrivals.of(epoch))
         losses, step = reports[-1].losses, reports[-1].step
         self._losses += [(step - len(losses) + i, loss) for i, loss in enumerate(losses)]
         self._progress.trained(losses)
@@ -141,34 +178,17 @@ class LifecycleCoordinator:
 
     async def evaluate(self, split: str) -> Evaluation:
         """The model as it is on one split."""
-        return await self._pipeline.evaluate(
-            EvaluationRequest(self._decider.next_number(), split, 1, {})
-        )
+        request = EvaluationRequest(self._decider.next_number(), split, 1, {})
+        return await self._work.run(self._pipeline.evaluate(request))
 
     # ---- steps of an epoch boundary ------------------------------------------------------------
-
-    async def _collect(self, epoch: int) -> list[StageReport]:
-        while True:
-            fresh = [r for r in self._reports.values() if r.epoch == epoch]
-            if len(fresh) == self._spec.stages:
-                return sorted(fresh, key=lambda r: r.stage)
-            self._arrived.clear()
-            try:
-                await asyncio.wait_for(self._arrived.wait(), self._spec.timeout_s)
-            except TimeoutError as error:
-                raise RunFailed(
-                    f"{len(fresh)} of {self._spec.stages} stages reported epoch {epoch} within "
-                    f"{self._spec.timeout_s:.0f} s"
-                ) from error
 
     async def _mended(
         self, reports: list[StageReport]
     ) -> tuple[list[StageReport], list[TransitionBatch]]:
         """The reports of an epoch, made again where a step of it went wrong."""
-        level = self._progress.level(self._spec.divergence)
-        if not is_bad(reports, level):
-            return reports, []
-        mended = await Governor(self._pipeline, self._journal, self._retire).mend(reports, level)
+        governor = Governor(self._pipeline, self._journal, self._retire)
+        mended = await governor.look(reports, self._progress.level(self._spec.divergence))
         self._notes += mended.notes
         return mended.reports, mended.retired
 
@@ -204,38 +224,11 @@ class LifecycleCoordinator:
     async def _deliver(
         self, now: Observation, accepted: Mapping[str, Decisions], metrics: Sequence[MetricsBatch]
     ) -> list[TransitionBatch]:
-        batches = {n: self._batch(now, d) for n, d in accepted.items()}
-        done: list[TransitionBatch] = []
-        for answer in await self._pipeline.apply(list(batches.values()), metrics):
-            name, stamp = answer.body.layer_id, answer.stamp
-            reception = self._deliveries.receive(name, stamp)
-            if reception is Reception.NEW:
-                done.append(self._book(now, answer.body, batches[name].body, accepted[name]))
-                self._deliveries.book(name, stamp)
-            if reception is not Reception.OTHER_RUN_EPOCH:
-                await self._pipeline.acknowledge(name, stamp)
-        if silent := self._deliveries.unanswered():
-            raise RunFailed(f"layer {silent[0]!r} did not answer its transition batch")
-        for batch in done:
-            seen, places = now.telemetry[batch.layer_id], (self._pipeline, self._journal, self._log)
-            self._notes += await give_back(*places, seen, batch, now.step)
+        places = self._deliveries, self._journal, self._pipeline, self._log
+        delivery = Delivery(self._decider, *places, checkpoint_id=self._seq)
+        done = await delivery.make(now, accepted, metrics)
+        self._notes += delivery.problems
         return done
-
-    def _book(
-        self,
-        now: Observation,
-        receipt: TransitionReceipt,
-        batch: TransitionBatch,
-        accepted: Decisions,
-    ) -> TransitionBatch:
-        """Journal what a receipt says, and count it; the rows that were applied."""
-        applied = self._decider.book(now, batch, receipt.applied, receipt.reason)
-        self._journal.moves(applied, accepted.take(np.flatnonzero(receipt.applied)), receipt.step)
-        return applied
-
-    def _batch(self, now: Observation, accepted: Decisions) -> Stamped[TransitionBatch]:
-        stamp = self._deliveries.stamp(accepted.requests.layer_id)
-        return Stamped(stamp, self._decider.batch(now, accepted, stamp.number, self._seq))
 
     async def _commit_if_due(
         self,
@@ -249,11 +242,10 @@ class LifecycleCoordinator:
 
         The commit's number, or why it is not stored yet where that is let pass.
         """
-        periodic = (now.epoch + 1) % self._spec.every_epochs == 0
         grafted = any((batch.target == _S.GRAFTING).any() for batch in applied)
         asked = any(by_people(batch.cause).any() for batch in applied)
-        last = wish is Wish.STOP or now.epoch + 1 == self._spec.epochs
-        if not (periodic or grafted or asked or last or wish is Wish.PAUSE):
+        halted, last = wish is not Wish.RUN, self._spec.is_last(now.epoch) or wish is Wish.STOP
+        if not (self._spec.is_due(now.epoch) or grafted or asked or halted):
             return None, ""
         for decided in decisions.values():
             by_policy = decided.take(~by_people(decided.requests.cause))
@@ -264,15 +256,16 @@ class LifecycleCoordinator:
             if last or not self._spec.upload_errors_pass:
                 raise
             return None, str(error)
-        return seq, self._spec.mirror.follow(self._log)
+        return seq, await self._work.in_thread(self._spec.mirror.follow, self._log)
 
     async def _commit(self, now: Observation) -> int:
         """Store what an interrupted commit still lacks, then all of this epoch, as a commit."""
-        self._finish_commit()
+        await self._work.in_thread(self._finish_commit)
         segments = await self._pipeline.save()
         steps, losses = zip(*self._losses, strict=True)
         table = codec.encode_table({"step": np.array(steps), "loss": np.array(losses)})
-        segments.append(self._log.put_segment("metrics", table, "arrow", len(steps)))
+        put = self._log.put_segment
+        segments.append(await self._work.in_thread(put, "metrics", table, "arrow", len(steps)))
         events = self._journal.drain()
         self._progress.sequence = self._journal.sequence
         body = {
@@ -283,14 +276,14 @@ class LifecycleCoordinator:
             "coordinator": self._progress.to_json(),
         }
         seq = self._seq
-        self._unfinished = _Unfinished(seq, body, segments, event_log.encode(events), len(events))
+        told = event_log.encode(events)
+        self._unfinished = UnfinishedCommit(seq, body, segments, told, len(events))
         self._losses, self._seq = [], seq + 1
-        self._finish_commit()
+        await self._work.in_thread(self._finish_commit)
         return seq
 
     def _finish_commit(self) -> None:
         """Store events and manifest of a commit; after a failure the same bytes again."""
-        if (made := self._unfinished) is not None:
-            told = self._log.put_log(made.seq, made.events, made.rows)
-            self._log.commit(made.seq, made.body, made.segments, told)
+        if self._unfinished is not None:
+            self._unfinished.store(self._log)
             self._unfinished = None

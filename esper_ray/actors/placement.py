@@ -32,6 +32,7 @@ _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of steps after the one whose failure is raised
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
@@ -48,6 +49,7 @@ class ClusterSettings:
     address: str
     wait_for_resources_s: float
     step_timeout_s: float
+    answer_timeout_s: float = 10.0
 
 
 @dataclass(slots=True)
@@ -198,7 +200,7 @@ def _answers(name: str) -> bool:
     from ray.exceptions import RayError
 
     try:
-        handle = ray.get_actor(name, namespace=NAMESPACE)
+        handle: Any = ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
         return False
     try:

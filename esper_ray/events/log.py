@@ -49,9 +49,10 @@ class EventKind(IntEnum):
     """A new generation of a seed began."""
     REFUSAL = 6
     """A refused request, of a person or at the epoch of a commit; it changed nothing."""
-    PANIC = 7
-    """A step went wrong and was made again: `loss` and, as the verdict of `gate`, why and how.
-    `layer` and `gate` name where; seed_id is -1. What was retired stands before it."""
+    FAULT = 7
+    """Something went wrong and was dealt with: `cause` names it, the gate's verdict tells more.
+    PANIC: a step was made again; `layer` and the gate name where. What was retired stands before.
+    """
     GIVEN_BACK = 8
     """A rolled back seed got the strategy and measurements back that it entered GRAFTING with;
     `performance_delta` is its evaluation score."""

@@ -222,6 +222,6 @@ class EpochReport:
     upload_error: str = ""
     """Why a commit that was due is not stored yet."""
     notes: tuple[str, ...] = ()
-    """What the governor did."""
+    """What went wrong and was dealt with."""
     wish: str = "resume"
     """`pause` or `stop` where the run is to halt here; what there is, is stored then."""

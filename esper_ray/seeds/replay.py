@@ -55,7 +55,7 @@ def _fold(
         return _give_back(state, _of(group, EventKind.GIVEN_BACK))
     if kinds & {EventKind.TRANSITION, EventKind.REPLANT}:
         return _move(state, _of(group, EventKind.TRANSITION, EventKind.REPLANT))
-    return "" if kinds <= {EventKind.REFUSAL, EventKind.PANIC} else "the end of an epoch is missing"
+    return "" if kinds <= {EventKind.REFUSAL, EventKind.FAULT} else "the end of an epoch is missing"
 
 
 def _groups(events: Events) -> Iterator[Events]:

@@ -13,6 +13,7 @@ import torch
 
 from esper_ray import data
 from esper_ray.actors.engines import LocalEngine
+from esper_ray.actors.journal import PANIC
 from esper_ray.actors.persistence import read_losses, read_state
 from esper_ray.config import RunConfig
 from esper_ray.errors import RunFailed
@@ -57,7 +58,9 @@ def stored(log: RunLog) -> dict[str, str]:
 
 def panics(log: RunLog) -> list[tuple[int, str, str]]:
     """(step, layer, verdict) of every panic that was logged."""
-    columns = events_of(log, EventKind.PANIC).columns
+    events = events_of(log, EventKind.FAULT)
+    own = np.array([cause == PANIC for cause in events.columns["cause"]], dtype=bool)
+    columns = events.take(own).columns
     gates = [parse_gate(text) for text in columns["gate"]]
     verdicts = [gate["verdict"] if gate else "" for gate in gates]
     return list(zip(columns["step"].tolist(), columns["layer"], verdicts, strict=True))
