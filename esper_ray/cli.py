@@ -13,7 +13,16 @@ import click
 
 from esper_ray.checkpoint_commands import checkpoints
 from esper_ray.legacy.command import import_
-from esper_ray.terminal import guarded, is_run_file, json_option, note, print_json, stored
+from esper_ray.run_commands import COMMANDS
+from esper_ray.terminal import (
+    TERMINATED,
+    guarded,
+    is_run_file,
+    json_option,
+    note,
+    print_json,
+    stored,
+)
 
 if TYPE_CHECKING:
     from esper_ray.config import RunConfig
@@ -47,7 +56,8 @@ def main() -> None:
 
 
 checkpoints.add_command(import_)
-main.add_command(checkpoints)
+for command in (checkpoints, *COMMANDS):
+    main.add_command(command)
 
 
 def _stored_run(source: str, overrides: tuple[str, ...], allowed: tuple[str, ...]) -> StoredRun:
@@ -115,6 +125,8 @@ def train(
         command += [word for name in allowed for word in ("--allow-factory", name)]
         command += [word for text in overrides for word in ("--set", text)]
         click.echo(summary(config, shlex.join(command), result))
+    if result.status == "terminated":
+        sys.exit(TERMINATED)
 
 
 @main.command()

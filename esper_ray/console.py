@@ -91,7 +91,9 @@ def summary(config: RunConfig, command: str, result: RunResult) -> str:
     `command` is the command line that made the run.
     """
     scores = ", ".join(f"{name} {value:.4g}" for name, value in result.eval.items())
-    lines = [f"{result.run}: {result.steps} steps in {result.wall_s:.0f} s", f"test: {scores}"]
+    how = "" if result.status == "completed" else f", {result.status}"
+    lines = [f"{result.run}: {result.steps} steps in {result.wall_s:.0f} s{how}"]
+    lines += [f"test: {scores}"] if scores else []
     for layer, counts in result.seeds.items():
         lines.append(f"{layer}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
     lines.append(f"{result.transitions} transitions through {', '.join(result.states_visited)}")

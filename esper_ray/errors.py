@@ -59,6 +59,12 @@ class CheckpointNotFound(EsperError, ValueError):
     exit_code = 3
 
 
+class RunNotFound(EsperError):
+    """No run of that name is at work where it was looked for."""
+
+    exit_code = 3
+
+
 class CorruptError(EsperError):
     """Stored bytes are missing or are not those that were committed."""
 

@@ -171,6 +171,7 @@ def _coordinator_spec(
         batch_size=config.data.batch_size,
         every_epochs=config.storage.every_epochs,
         upload_errors_pass=config.storage.on_upload_error == "warn",
+        divergence=config.train.divergence,
         timeout_s=config.cluster.step_timeout_s,
         policy=policy_settings(config.seeds, config.lifecycle),
         manager=lifecycle_manager(config.lifecycle),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,21 +13,26 @@ from esper_ray.actors.layer_actor import Restore
 from esper_ray.actors.placement import ClusterSettings
 from esper_ray.actors.remote import RemoteActor
 from esper_ray.actors.run_point import RunPoint
+from esper_ray.actors.stopping import StopSignal, Wish
 from esper_ray.actors.supervision import FaultLimits, Point, Supervisor
 from esper_ray.config import RunConfig
-from esper_ray.config.storage import StorageConfig
-from esper_ray.errors import ConfigError, CorruptError, FencedError
+from esper_ray.config.signing import signing_key
+from esper_ray.errors import ConfigError, CorruptError, FencedError, StepFailed
 from esper_ray.events.messages import EpochReport, Evaluation
 from esper_ray.lifecycle import move_of
 from esper_ray.planning import RunPlan, plan_run
-from esper_ray.storage import Mirror, Root, RunCheckpoints, RunLog, SigningKey, manifest, split_url
+from esper_ray.storage import Mirror, Root, RunCheckpoints, RunLog, manifest, split_url
 
 LN2 = 0.6931471805599453
+_PAUSE_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What a finished run leaves behind; `eval` was measured once, on the test split."""
+    """What a run leaves behind; `eval` was measured once, on the test split, at its last epoch.
+
+    `status` is `completed`, `stopped` where somebody asked for its end, or `terminated` by SIGTERM.
+    """
 
     run: str
     status: str
@@ -55,24 +58,6 @@ class Found:
     def read(cls, root: Root, seq: int, body: Mapping[str, Any]) -> Found:
         """The commit `seq`; CorruptError where what it says of the run is impossible."""
         return cls(root, seq, body, RunPoint.from_json(body))
-
-
-def _signing_key(storage: StorageConfig) -> SigningKey | None:
-    """The key that the configuration names; ConfigError where it is not there."""
-    if not storage.signing_key_env and not storage.signing_key_file:
-        return None
-    if storage.signing_key_env:
-        where = storage.signing_key_env
-        secret = os.environb.get(where.encode(), b"")
-    else:
-        where = storage.signing_key_file
-        try:
-            secret = Path(where).read_bytes()
-        except OSError as error:
-            raise ConfigError(f"the signing key {where} cannot be read: {error}") from error
-    if not secret.strip():
-        raise ConfigError(f"{where} holds no signing key", "set it, or leave the key out")
-    return SigningKey(secret.strip())
 
 
 def _ignore(_: object) -> None:
@@ -106,7 +91,7 @@ class Runtime:
         self._limits = FaultLimits(cluster.max_failures, cluster.outage_timeout_s)
         self._engine: Engine = LocalEngine() if local else RayEngine(settings)
         self.root = Root.open(config.storage_url, **config.storage.access)
-        self._key = _signing_key(config.storage)
+        self._key = signing_key(config.storage)
         access = config.storage.replica_access
         replicas = tuple(Root.open(url, **access) for url in config.storage.replicas)
         self._mirror = Mirror(replicas, config.storage.on_upload_error == "warn")
@@ -150,11 +135,15 @@ class Runtime:
         found = self.open(resume)
         supervisor = Supervisor(self._engine, self._rewind, self._limits, self._warn)
         done, epochs = 0 if found is None else found.point.epoch, self.config.train.epochs
-        report = None
-        for report in supervisor.train(done, epochs, self.config.seeds.epoch_steps):
-            self._tell(report.upload_error, *report.notes)
-            on_epoch(report)
-        test = supervisor.evaluate("test", epochs)
+        report, status = None, "completed"
+        with StopSignal() as term:
+            for report in supervisor.train(done, epochs, self.config.seeds.epoch_steps, term):
+                self._tell(report.upload_error, *report.notes)
+                on_epoch(report)
+                if report.epoch + 1 < epochs and self._halts(report, term):
+                    status = "terminated" if term.came else "stopped"
+                    break
+        scores = self.scores(supervisor.evaluate("test", epochs)) if status == "completed" else {}
         if report is not None and report.commit is not None:
             body = self._log().read_commit(report.commit)
             found = Found.read(self.root, report.commit, body)
@@ -163,15 +152,26 @@ class Runtime:
         point = found.point
         return RunResult(
             run=self.config.run,
-            status="completed",
+            status=status,
             steps=point.step,
             wall_s=round(time.monotonic() - began, 3),
-            eval=self.scores(test),
+            eval=scores,
             seeds=point.progress.seeds,
             states_visited=tuple(point.progress.states_visited),
             transitions=point.progress.transitions,
             checkpoint=f"{found.root.url}@step={point.step}",
         )
+
+    def _halts(self, report: EpochReport, term: StopSignal) -> bool:
+        """Whether the run ends here, where it is stored; holds it for as long as it is paused."""
+        wish = Wish(report.wish)
+        while wish is Wish.PAUSE and not term.came:
+            time.sleep(_PAUSE_S)
+            try:
+                wish = self._engine.wish()
+            except StepFailed:
+                return False  # it is dealt with in the next epoch
+        return wish is not Wish.RUN or (term.came and report.commit is not None)
 
     def open(self, resume: str = "never") -> Found | None:
         """Build every part, from the checkpoint that `resume` names; says which it was."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 INTERRUPTED = 130
+TERMINATED = 143
 _RUN_FILES = (".yaml", ".yml")
 _RECORDS = {"FORMAT.json", "commits", "epochs"}
 

@@ -153,6 +153,7 @@ def telemetry(states: Sequence[S], epochs: int | Sequence[int] = 0, **given: Any
         "chunk_variance": nan,
         "chunk_gradient": nan,
         "strategy": np.zeros(count, dtype=np.int32),
+        "checkpoint_id": np.full(count, -1, dtype=np.int32),
         "last_change": np.full(count, -1, dtype=np.int32),
         "errors": np.zeros(count, dtype=np.int32),
         "signals": signals([i for i, state in enumerate(states) if state == S.GRAFTING]),

@@ -6,9 +6,11 @@ import time
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from esper_ray.models import StageFactory, byte_mlp
+from esper_ray.models.mlp import ByteReader
 
 
 def one_stage(hidden: int) -> list[StageFactory]:
@@ -62,3 +64,26 @@ def sleeping(mark: str) -> list[StageFactory]:
 
 def _after_sleeper(mark: str, stage: StageFactory) -> nn.Module:
     return nn.Sequential(Sleeper(mark), stage.build())
+
+
+class ChokingReader(ByteReader):
+    """Puts out NaN in training for a micro-batch whose bytes add up to one of `sums`."""
+
+    def __init__(self, embedding: int, hidden: int, sums: list[int]) -> None:
+        super().__init__(8, embedding, hidden)
+        self.sums = sums
+
+    def forward(self, x: Tensor) -> Tensor:
+        bad = (x.sum() == torch.tensor([*self.sums, -1], device=x.device)).any() & self.training
+        read = self.embedding(x).flatten(1)
+        out: Tensor = self.hidden(torch.where(bad, torch.nan, read))
+        return out
+
+
+def choking(embedding: int, hidden: int, sums: list[int]) -> list[StageFactory]:
+    """The byte model whose first stage chokes on some batches."""
+    _, predictor = byte_mlp(embedding=embedding, hidden=hidden)
+    return [
+        StageFactory("reader", lambda: ChokingReader(embedding, hidden, sums)),
+        predictor,
+    ]

@@ -29,6 +29,7 @@ COMPOSITION = {
     "bench",
     "terminal",
     "checkpoint_commands",
+    "run_commands",
     "cli",
     "__main__",
 }  # may see everything

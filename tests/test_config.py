@@ -29,6 +29,7 @@ EVERY_KEY: dict[str, Any] = {
     "model.factory": "my.models:build",
     "model.args": {"hidden": 8},
     "train.epochs": 3,
+    "train.divergence": 7.5,
     "train.lr": 0.5,
     "train.micro_batches": 4,
     "seeds.targets": ["a.*", "b"],

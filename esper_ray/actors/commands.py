@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from esper_ray.errors import ConfigError
 from esper_ray.events.messages import Answer, TelemetryBatch
 from esper_ray.lifecycle import Refusal, move_of
 from esper_ray.policy import Command
+
+REMEMBERED: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,7 @@ class Commands:
         self._waiting: list[_Asked] = []
         self._open: dict[tuple[str, int], _Asked] = {}
         self._answers: list[Answer] = []
+        self._told: dict[int, tuple[Answer, ...]] = {}
 
     def add(self, action: str, layer_id: str, seed_ids: Sequence[int]) -> int:
         """Queue a request; its number. ConfigError for an unknown action."""
@@ -80,7 +86,19 @@ class Commands:
         for asked in self._open.values():
             self._answer(asked, Refusal.NONE)
         answers, self._answers, self._open = self._answers, [], {}
-        return tuple(sorted(answers, key=lambda a: (a.number, a.layer_id, a.seed_id)))
+        answers.sort(key=lambda a: (a.number, a.layer_id, a.seed_id))
+        told = {n: tuple(own) for n, own in groupby(answers, key=lambda a: a.number)}
+        self._told = dict([*self._told.items(), *told.items()][-REMEMBERED:])
+        return tuple(answers)
+
+    def told(self, number: int) -> tuple[Answer, ...] | None:
+        """The answers to one of the last REMEMBERED requests, once it is judged.
+
+        ConfigError for a number that no request has.
+        """
+        if not 0 < number <= self._number:
+            raise ConfigError(f"no request has the number {number}", "ask first")
+        return self._told.get(number)
 
     def _answer(self, asked: _Asked, refusal: Refusal) -> None:
         self._answers.append(

@@ -23,6 +23,7 @@ class CoordinatorSpec:
     batch_size: int
     every_epochs: int
     upload_errors_pass: bool
+    divergence: float
     timeout_s: float
     policy: PolicySettings
     manager: LifecycleManager
@@ -31,3 +32,11 @@ class CoordinatorSpec:
     manifest: Mapping[str, object]
     signing_key: SigningKey | None = None
     mirror: Mirror = field(default_factory=Mirror)
+
+    def is_last(self, epoch: int) -> bool:
+        """Whether the run ends with an epoch."""
+        return epoch + 1 == self.epochs
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether an epoch ends with a commit, whatever happens in it."""
+        return (epoch + 1) % self.every_epochs == 0 or self.is_last(epoch)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from esper_ray.policy import (
     PolicySettings,
     decide,
     judged_rows,
+    retiring,
     transition_batch,
 )
 
@@ -34,6 +36,18 @@ _GERMINATED = ExtendedLifecycle.GERMINATED
 Measured = dict[judging.Seed, Measurement]
 Measuring = Generator[EvaluationRequest, Evaluation, tuple[Measured, Evaluation]]
 """Yields what is to be evaluated, is sent the result, and returns what all of it says."""
+
+
+async def evaluated(
+    asking: Measuring, evaluate: Callable[[EvaluationRequest], Awaitable[Evaluation]]
+) -> tuple[Measured, Evaluation]:
+    """What `asking` returns, once all that it asks for is evaluated."""
+    request = next(asking)
+    while True:
+        try:
+            request = asking.send(await evaluate(request))
+        except StopIteration as done:
+            return cast(tuple[Measured, Evaluation], done.value)
 
 
 class Decider:
@@ -119,6 +133,15 @@ class Decider:
         ]
         counts = {layer_id: occupied(seen) for layer_id, seen in now.telemetry.items()}
         return {d.requests.layer_id: d for d in self._manager.admit(judged, counts)}
+
+    def retire(self, now: Observation, seeds: Sequence[judging.Seed]) -> dict[str, Decisions]:
+        """Judge the retirement of seeds that have made a step fail, by layer."""
+        decided = {}
+        for name, report in now.layers.items():
+            ids = [seed for layer, seed in seeds if layer == name]
+            asked = retiring(report.telemetry, np.array(ids, dtype=np.int64), self._policy)
+            decided[name] = self._manager.judge(asked)
+        return decided
 
     def settle(self, decisions: Mapping[str, Decisions]) -> dict[str, Decisions]:
         """Answer what was refused; the rows that were accepted, of layers that have some."""

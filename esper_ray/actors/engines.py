@@ -16,6 +16,7 @@ from esper_ray.actors.pipeline import ActorPipeline, LocalPipeline
 from esper_ray.actors.placement import Cluster, ClusterSettings
 from esper_ray.actors.remote import RemoteActor
 from esper_ray.actors.standing import Standing
+from esper_ray.actors.stopping import Wish
 from esper_ray.events.messages import EpochReport, Evaluation
 from esper_ray.growth.spec import StageSpec
 from esper_ray.storage import EpochRecord, Root
@@ -69,6 +70,10 @@ class Engine(Protocol):
         """Ask for a change of some seeds at the next epoch boundary; its number."""
         ...
 
+    def wish(self, wish: Wish | None = None) -> Wish:
+        """Want the run to pause, go on or stop at the next epoch boundary; what holds now."""
+        ...
+
     def close(self) -> None:
         """Free everything; safe to call at any time."""
         ...
@@ -114,6 +119,10 @@ class LocalEngine:
     def request(self, action: str, layer_id: str, seed_ids: Sequence[int]) -> int:
         """See Engine."""
         return self._runner.run(self._coordinator.request(action, layer_id, seed_ids))
+
+    def wish(self, wish: Wish | None = None) -> Wish:
+        """See Engine."""
+        return self._runner.run(self._coordinator.wish(wish))
 
     def close(self) -> None:
         """See Engine."""
@@ -197,6 +206,10 @@ class RayEngine:
     def request(self, action: str, layer_id: str, seed_ids: Sequence[int]) -> int:
         """See Engine."""
         return int(self._ask("request", action, layer_id, list(seed_ids)))
+
+    def wish(self, wish: Wish | None = None) -> Wish:
+        """See Engine."""
+        return Wish(self._ask("wish", wish))
 
     def close(self) -> None:
         """See Engine."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from esper_ray.events.gate import gate_json
 from esper_ray.events.log import EventKind, Events
-from esper_ray.events.messages import MetricsBatch, TelemetryBatch, TransitionBatch
+from esper_ray.events.messages import MetricsBatch, OlderRows, TelemetryBatch, TransitionBatch
+from esper_ray.growth.governor import Fault
 from esper_ray.lifecycle import BLENDED_STATES, REASONS, Cause, Decisions, Explanation, Refusal
 
+PANIC: Final = "PANIC"
+"""Cause of the FAULT that tells of a step that was made again."""
 _MOST_TEXT = 200
 _SIGNALS = ("weight_drift", "performance_delta", "loss_variance", "gradient_norm")
 
@@ -110,6 +113,36 @@ class Journal:
             to_state=asked.target,
             cause=[Cause(code).name for code in asked.cause.tolist()],
             gate=[_gate(told) for told in refused.explanations()],
+        )
+
+    def given_back(self, older: OlderRows, epoch: int, step: int) -> None:
+        """What rolled back seeds have got back."""
+        loss, accuracy, stability, efficiency = older.performance_metrics.T
+        self._add(
+            EventKind.GIVEN_BACK,
+            self._next(older.layer_id, epoch, step),
+            older.seed_ids,
+            generation=older.generation,
+            blueprint_id=older.blueprint_id,
+            strategy=older.grafting_strategy,
+            performance_delta=older.evaluation_score / 1000,
+            loss=loss,
+            accuracy=accuracy,
+            stability=stability,
+            efficiency=efficiency,
+            valid=older.metrics_valid,
+        )
+
+    def panic(self, fault: Fault, epoch: int, outcome: str) -> None:
+        """A step that went wrong; `epoch` is the last that has ended."""
+        verdict = f"{fault.told}; {outcome}"
+        self._add(
+            EventKind.FAULT,
+            self._next(fault.layer, epoch, fault.step),
+            np.array([-1]),
+            cause=PANIC,
+            loss=fault.loss,
+            gate=gate_json(fault.tensor, {"loss": fault.loss}, {}, verdict),
         )
 
     def fault(self, cause: str, about: str) -> None:

@@ -28,8 +28,13 @@ from esper_ray.events.messages import (
     Evaluation,
     EvaluationRequest,
     MetricsBatch,
+    OlderRows,
+    StageReport,
     TransitionBatch,
 )
+from esper_ray.growth import checking
+from esper_ray.growth.governor import Back, Keep, StepCheck, Try
+from esper_ray.growth.memory import StageMemory
 from esper_ray.growth.spec import StageSpec
 from esper_ray.growth.stage import Stage
 from esper_ray.storage import Root, RunLog, SegmentRef
@@ -44,6 +49,9 @@ METHOD_GROUPS: Final = {
     "evaluate": "compute",
     "apply": "compute",
     "save": "compute",
+    "govern": "compute",
+    "give_back": "compute",
+    "end_epoch_again": "compute",
     "ping": "control",
     "follow": "compute",
     "report": "compute",
@@ -93,6 +101,7 @@ class LayerActor:
         self._coordinator = coordinator
         self._log = RunLog(self._root)
         self._stage = Stage(self._spec)
+        self._memory = StageMemory(self._stage)
         self._boundary = StageBoundary(self._stage, run_epoch)
         if restore is not None:
             persistence.restore_stage(self._stage, restore.log(), restore.segments, restore.step)
@@ -102,6 +111,10 @@ class LayerActor:
     def run_step(self, step: int) -> None:
         """One optimiser step: every micro-batch through this stage, forward and backward."""
         self._go_on()
+        self._memory.before_step()
+        self._step(step)
+
+    def _step(self, step: int) -> None:
         stage, sends = self._stage, list[Send]()
         stage.begin_step(step)
         for kind, micro_batch in self._ops:
@@ -125,8 +138,26 @@ class LayerActor:
     def end_epoch(self, epoch: int) -> None:
         """Advance the seeds by one lifecycle epoch and report to the coordinator."""
         self._go_on()
-        self._told = self._stage.end_epoch(epoch)
+        self.end_epoch_again(epoch)
         self.report()
+
+    def end_epoch_again(self, epoch: int) -> StageReport:
+        """The same where the coordinator has had the epoch's steps made again."""
+        self._told = checking.end_epoch(self._stage, epoch)
+        return self._told
+
+    def govern(self, ask: Keep | Back | Try) -> StepCheck | None:
+        """Keep or take back the stage as it was, or make a step as the governor wants it."""
+        self._go_on()
+        if isinstance(ask, Keep):
+            self._memory.keep()
+        elif isinstance(ask, Back):
+            self._memory.back(ask.step)
+        else:
+            with checking.trying(self._stage, ask.trial) as watch:
+                self._step(ask.trial.step)
+            return checking.check(self._stage, watch)
+        return None
 
     def report(self) -> None:
         """Tell the coordinator once more what was seen in the newest epoch."""
@@ -153,6 +184,10 @@ class LayerActor:
     def apply(self, metrics: Sequence[MetricsBatch]) -> Receipts:
         """Record metrics, then apply what was offered; called between steps only."""
         return self._boundary.apply(metrics)
+
+    def give_back(self, older: OlderRows) -> None:
+        """Give seeds in ROLLED_BACK older strategies and measurements."""
+        self._stage.give_back(older)
 
     def save(self) -> list[SegmentRef]:
         """Store this stage's segments; the coordinator commits them."""

@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import numpy as np
 
+from esper_ray.actors.arrivals import Arrivals
 from esper_ray.actors.boundary import Inbox
 from esper_ray.actors.coordinator_spec import CoordinatorSpec
-from esper_ray.actors.decider import Decider, Measured, Measuring
+from esper_ray.actors.decider import Decider, evaluated
 from esper_ray.actors.deliveries import Deliveries
+from esper_ray.actors.delivery import Delivery
+from esper_ray.actors.governing import Governor
 from esper_ray.actors.journal import Journal
 from esper_ray.actors.observation import Observation, moves_of
 from esper_ray.actors.pipeline import Pipeline
 from esper_ray.actors.progress import Progress, count_seeds
-from esper_ray.actors.protocol import Reception, Stamped
 from esper_ray.actors.standing import Standing
+from esper_ray.actors.stopping import Wish
 from esper_ray.actors.unfinished import UnfinishedCommit
 from esper_ray.actors.work import Work
-from esper_ray.errors import RunFailed, StepFailed, StorageUnavailable
+from esper_ray.errors import StorageUnavailable
 from esper_ray.events import log as event_log
 from esper_ray.events.messages import (
+    Answer,
     EpochReport,
     Evaluation,
     EvaluationRequest,
+    MetricsBatch,
     StageReport,
     TransitionBatch,
-    TransitionReceipt,
 )
 from esper_ray.growth.assembly import load_module
+from esper_ray.growth.judging import Seed
 from esper_ray.lifecycle import Decisions, ExtendedLifecycle, by_people
 from esper_ray.storage import EpochRecord, Root, RunLog, codec
 
 _S = ExtendedLifecycle
-_KEPT = ("_decider", "_losses", "_seq", "_unfinished")
+_KEPT = ("_decider", "_losses", "_seq", "_unfinished", "_wish")
 """What a coordinator hands on, besides its journal and its deliveries."""
 
 
@@ -46,13 +49,14 @@ class LifecycleCoordinator:
         load_module(spec.factory)
         self._spec, self._root = spec, root
         self._decider = Decider(spec.policy, spec.manager, spec.grafting)
-        self._reports: dict[int, StageReport] = {}
-        self._arrived = asyncio.Event()
+        self._arrivals = Arrivals(spec.stages, spec.timeout_s)
         self._journal, self._deliveries = Journal(0), Deliveries(0)
         self._losses: list[tuple[int, float]] = []
         self._seq = self._run_epoch = 0
         self._unfinished: UnfinishedCommit | None = None
         self._work = Work()
+        self._notes: list[str] = []
+        self._wish = Wish.RUN
 
     @property
     def _progress(self) -> Progress:
@@ -74,7 +78,8 @@ class LifecycleCoordinator:
         self._log = RunLog(self._root, epoch, self._spec.signing_key)
         self._decider.progress = Progress() if progress is None else Progress.from_json(progress)
         self._decider.commands.ask_again()
-        self._reports, self._losses, self._unfinished = {}, [], None
+        self._arrivals.forget()
+        self._losses, self._unfinished = [], None
         self._journal = Journal(self._progress.sequence)
         self._deliveries = Deliveries(epoch.run_epoch)
         if fault:
@@ -112,10 +117,8 @@ class LifecycleCoordinator:
 
         One of another run epoch is dropped: its layer was given up, or has been rewound since.
         """
-        known, ours = self._reports.get(report.stage), run_epoch in (None, self._run_epoch)
-        if ours and (known is None or report.epoch >= known.epoch):
-            self._reports[report.stage] = report
-            self._arrived.set()
+        if run_epoch in (None, self._run_epoch):
+            self._arrivals.add(report)
 
     async def request(self, action: str, layer_id: str, seed_ids: Sequence[int]) -> int:
         """Ask for a change of some seeds at the next epoch boundary; returns its number.
@@ -123,6 +126,16 @@ class LifecycleCoordinator:
         The answers are in that boundary's EpochReport. ConfigError for an unknown action.
         """
         return self._decider.commands.add(action, layer_id, seed_ids)
+
+    async def answers(self, number: int) -> tuple[Answer, ...] | None:
+        """What became of the seeds of a request, once it is judged."""
+        return self._decider.commands.told(number)
+
+    async def wish(self, wish: Wish | None = None) -> Wish:
+        """Want something of the run as a whole, or only look; what holds now."""
+        if wish is not None:
+            self._wish = self._wish.then(wish)
+        return self._wish
 
     async def end_epoch(self, epoch: int) -> EpochReport:
         """Judge, decide, have it applied and, where due, commit; all before the next step."""
@@ -135,14 +148,17 @@ class LifecycleCoordinator:
         return report, Standing(kept, self._deliveries, self._journal.news())
 
     async def _end_epoch(self, epoch: int) -> EpochReport:
-        reports = await self._collect(epoch)
+        self._notes = []
+        reports, retired = await self._mended(await self._arrivals.of(epoch))
         losses, step = reports[-1].losses, reports[-1].step
         self._losses += [(step - len(losses) + i, loss) for i, loss in enumerate(losses)]
+        self._progress.trained(losses)
         now, gate_loss = await self._look(reports)
         decisions = self._decider.decide(now)
         applied = await self._apply(now, decisions)
         self._progress.seeds = count_seeds(now.telemetry, applied)
-        commit, upload_error = await self._commit_if_due(now, decisions, applied)
+        wish = self._wish
+        commit, upload_error = await self._commit_if_due(now, decisions, applied, wish)
         return EpochReport(
             epoch=epoch,
             step=step,
@@ -150,12 +166,14 @@ class LifecycleCoordinator:
             gate_loss=gate_loss,
             gate_accuracy=now.accuracy,
             seeds=self._progress.seeds,
-            moves=tuple(move for batch in applied for move in moves_of(batch)),
+            moves=tuple(move for batch in (*retired, *applied) for move in moves_of(batch)),
             transitions=self._progress.transitions,
             states_visited=tuple(self._progress.states_visited),
             commit=commit,
             answers=self._decider.commands.answered(),
             upload_error=upload_error,
+            notes=tuple(self._notes),
+            wish=wish.value,
         )
 
     async def evaluate(self, split: str) -> Evaluation:
@@ -165,38 +183,29 @@ class LifecycleCoordinator:
 
     # ---- steps of an epoch boundary ------------------------------------------------------------
 
-    async def _collect(self, epoch: int) -> list[StageReport]:
-        while True:
-            fresh = [r for r in self._reports.values() if r.epoch == epoch]
-            if len(fresh) == self._spec.stages:
-                return sorted(fresh, key=lambda r: r.stage)
-            self._arrived.clear()
-            try:
-                await asyncio.wait_for(self._arrived.wait(), self._spec.timeout_s)
-            except TimeoutError as error:
-                raise StepFailed(
-                    f"{len(fresh)} of {self._spec.stages} stages reported epoch {epoch} within "
-                    f"{self._spec.timeout_s:.0f} s"
-                ) from error
+    async def _mended(
+        self, reports: list[StageReport]
+    ) -> tuple[list[StageReport], list[TransitionBatch]]:
+        """The reports of an epoch, made again where a step of it went wrong."""
+        governor = Governor(self._pipeline, self._journal, self._retire)
+        mended = await governor.look(reports, self._progress.level(self._spec.divergence))
+        self._notes += mended.notes
+        return mended.reports, mended.retired
+
+    async def _retire(self, now: Observation, seeds: tuple[Seed, ...]) -> list[TransitionBatch]:
+        return await self._deliver(now, self._decider.settle(self._decider.retire(now, seeds)), [])
 
     async def _look(self, reports: Sequence[StageReport]) -> tuple[Observation, float]:
         """Measure the gate split; what the policy may see, and the gate loss."""
         telemetry = {t.layer_id: t for r in reports for t in r.telemetry}
         for batch in telemetry.values():
             self._journal.epoch(batch, reports[-1].step)
-        measured, baseline = await self._evaluated(self._decider.measure(telemetry))
+        measured, baseline = await evaluated(
+            self._decider.measure(telemetry), self._pipeline.evaluate
+        )
         gate = float(baseline.loss[0]), float(baseline.accuracy[0])
         now = self._decider.observe(reports[-1].epoch, reports[-1].step, telemetry, measured, gate)
         return now, gate[0]
-
-    async def _evaluated(self, asking: Measuring) -> tuple[Measured, Evaluation]:
-        """What `asking` returns, once the layers have evaluated all that it asks for."""
-        request = next(asking)
-        while True:
-            try:
-                request = asking.send(await self._pipeline.evaluate(request))
-            except StopIteration as done:
-                return cast(tuple[Measured, Evaluation], done.value)
 
     async def _apply(
         self, now: Observation, decisions: Mapping[str, Decisions]
@@ -206,56 +215,37 @@ class LifecycleCoordinator:
         for measured in metrics:
             self._journal.metrics(measured, now.epoch, now.step)
         accepted = self._decider.settle(decisions)
-        batches = {n: self._batch(now, d) for n, d in accepted.items()}
-        done: list[TransitionBatch] = []
         for decided in decisions.values():
             self._journal.refusals(
                 decided.take(by_people(decided.requests.cause)), now.epoch, now.step
             )
-        for answer in await self._pipeline.apply(list(batches.values()), metrics):
-            name, stamp = answer.body.layer_id, answer.stamp
-            reception = self._deliveries.receive(name, stamp)
-            if reception is Reception.NEW:
-                done.append(self._book(now, answer.body, batches[name].body, accepted[name]))
-                self._deliveries.book(name, stamp)
-            if reception is not Reception.OTHER_RUN_EPOCH:
-                await self._pipeline.acknowledge(name, stamp)
-        if silent := self._deliveries.unanswered():
-            raise RunFailed(f"layer {silent[0]!r} did not answer its transition batch")
+        return await self._deliver(now, accepted, metrics)
+
+    async def _deliver(
+        self, now: Observation, accepted: Mapping[str, Decisions], metrics: Sequence[MetricsBatch]
+    ) -> list[TransitionBatch]:
+        places = self._deliveries, self._journal, self._pipeline, self._log
+        delivery = Delivery(self._decider, *places, checkpoint_id=self._seq)
+        done = await delivery.make(now, accepted, metrics)
+        self._notes += delivery.problems
         return done
-
-    def _book(
-        self,
-        now: Observation,
-        receipt: TransitionReceipt,
-        batch: TransitionBatch,
-        accepted: Decisions,
-    ) -> TransitionBatch:
-        """Journal what a receipt says, and count it; the rows that were applied."""
-        applied = self._decider.book(now, batch, receipt.applied, receipt.reason)
-        self._journal.moves(applied, accepted.take(np.flatnonzero(receipt.applied)), receipt.step)
-        return applied
-
-    def _batch(self, now: Observation, accepted: Decisions) -> Stamped[TransitionBatch]:
-        stamp = self._deliveries.stamp(accepted.requests.layer_id)
-        return Stamped(stamp, self._decider.batch(now, accepted, stamp.number, self._seq))
 
     async def _commit_if_due(
         self,
         now: Observation,
         decisions: Mapping[str, Decisions],
         applied: Sequence[TransitionBatch],
+        wish: Wish,
     ) -> tuple[int | None, str]:
-        """Commit every few epochs, at the end, whenever a seed has left a rollback copy, and
-        after what people asked for: a run that is done again does not ask again.
+        """Commit every few epochs, at the end, where the run halts, whenever a seed has left a
+        rollback copy, and after what people asked for: a run that is done again does not ask again.
 
         The commit's number, or why it is not stored yet where that is let pass.
         """
-        periodic = (now.epoch + 1) % self._spec.every_epochs == 0
         grafted = any((batch.target == _S.GRAFTING).any() for batch in applied)
         asked = any(by_people(batch.cause).any() for batch in applied)
-        last = now.epoch + 1 == self._spec.epochs
-        if not (periodic or grafted or asked or last):
+        halted, last = wish is not Wish.RUN, self._spec.is_last(now.epoch) or wish is Wish.STOP
+        if not (self._spec.is_due(now.epoch) or grafted or asked or halted):
             return None, ""
         for decided in decisions.values():
             by_policy = decided.take(~by_people(decided.requests.cause))

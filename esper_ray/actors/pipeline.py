@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,9 +18,13 @@ from esper_ray.events.messages import (
     Evaluation,
     EvaluationRequest,
     MetricsBatch,
+    OlderRows,
     StageReport,
     TransitionBatch,
 )
+from esper_ray.growth import checking
+from esper_ray.growth.governor import Back, Keep, StepCheck, Try
+from esper_ray.growth.memory import StageMemory
 from esper_ray.growth.spec import StageSpec
 from esper_ray.growth.stage import Stage
 from esper_ray.storage import Root, RunLog, SegmentRef
@@ -42,8 +47,20 @@ class Pipeline(Protocol):
         """Tell a layer that its receipt is in the log."""
         ...
 
+    async def give_back(self, older: OlderRows) -> None:
+        """Give seeds in ROLLED_BACK older strategies and measurements."""
+        ...
+
     async def save(self) -> list[SegmentRef]:
         """Store every stage's segments."""
+        ...
+
+    async def govern(self, ask: Keep | Back | Try) -> list[StepCheck]:
+        """Do as the governor asks; a StepCheck per stage, none where no step was made."""
+        ...
+
+    async def end_epoch_again(self, epoch: int) -> list[StageReport]:
+        """What the stages report of an epoch whose steps were made again."""
         ...
 
 
@@ -87,9 +104,21 @@ class ActorPipeline:
         """See Pipeline; the layer repeats what is lost."""
         self._owner(layer_id).tell("acknowledge", layer_id, stamp)
 
+    async def give_back(self, older: OlderRows) -> None:
+        """See Pipeline."""
+        await self._owner(older.layer_id).ask("give_back", older)
+
     async def save(self) -> list[SegmentRef]:
         """All stages store at once."""
         return [ref for refs in await self._all("save") for ref in refs]
+
+    async def govern(self, ask: Keep | Back | Try) -> list[StepCheck]:
+        """See Pipeline."""
+        return [check for check in await self._all("govern", ask) if check is not None]
+
+    async def end_epoch_again(self, epoch: int) -> list[StageReport]:
+        """See Pipeline."""
+        return await self._all("end_epoch_again", epoch)
 
     def _owner(self, layer_id: str) -> Actor:
         return self.actors[self.stage_of[layer_id]]
@@ -107,6 +136,7 @@ class LocalPipeline:
     ) -> None:
         self._log = RunLog(root)
         self.stages = [Stage(spec) for spec in specs]
+        self._memories = [StageMemory(stage) for stage in self.stages]
         self._boundaries = [StageBoundary(stage, run_epoch) for stage in self.stages]
         self._owner = {
             layer: boundary
@@ -119,6 +149,11 @@ class LocalPipeline:
 
     def run_step(self, step: int) -> None:
         """One optimiser step: each micro-batch forward and backward through all stages."""
+        for memory in self._memories:
+            memory.before_step()
+        self._step(step)
+
+    def _step(self, step: int) -> None:
         for stage in self.stages:
             stage.begin_step(step)
         for micro_batch in range(self.stages[0].spec.data.micro_batches):
@@ -133,7 +168,25 @@ class LocalPipeline:
 
     def end_epoch(self, epoch: int) -> list[StageReport]:
         """Advance all seeds by one lifecycle epoch."""
-        return [stage.end_epoch(epoch) for stage in self.stages]
+        return [checking.end_epoch(stage, epoch) for stage in self.stages]
+
+    async def end_epoch_again(self, epoch: int) -> list[StageReport]:
+        """See Pipeline."""
+        return self.end_epoch(epoch)
+
+    async def govern(self, ask: Keep | Back | Try) -> list[StepCheck]:
+        """See Pipeline."""
+        if not isinstance(ask, Try):
+            for memory in self._memories:
+                memory.keep() if isinstance(ask, Keep) else memory.back(ask.step)
+            return []
+        with ExitStack() as stack:
+            watched = [
+                (stage, stack.enter_context(checking.trying(stage, ask.trial)))
+                for stage in self.stages
+            ]
+            self._step(ask.trial.step)
+        return [checking.check(stage, watch) for stage, watch in watched]
 
     async def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """See Pipeline."""
@@ -161,6 +214,11 @@ class LocalPipeline:
     async def acknowledge(self, layer_id: str, stamp: Stamp) -> None:
         """See Pipeline."""
         self._owner[layer_id].acknowledge(layer_id, stamp)
+
+    async def give_back(self, older: OlderRows) -> None:
+        """See Pipeline."""
+        [owner] = [stage for stage in self.stages if older.layer_id in stage.trainers]
+        owner.give_back(older)
 
     async def save(self) -> list[SegmentRef]:
         """See Pipeline."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -13,6 +14,7 @@ from esper_ray.errors import CorruptError
 from esper_ray.events.messages import TelemetryBatch, TransitionBatch
 from esper_ray.grafting import Ending, StrategyOutcomes
 from esper_ray.growth import judging
+from esper_ray.growth.governor import Level
 from esper_ray.lifecycle import ExtendedLifecycle
 from esper_ray.policy import Measurement
 
@@ -22,7 +24,7 @@ _ENDINGS: Final[Mapping[ExtendedLifecycle, Ending]] = {
     _S.CULLED: "culled",
     _S.ROLLED_BACK: "rolled_back",
 }
-_FLOATS: Final = ("gate_losses", "gate_accuracies")
+_FLOATS: Final = ("gate_losses", "gate_accuracies", "losses")
 
 
 @dataclass(slots=True)
@@ -37,12 +39,25 @@ class Progress:
     gate_accuracies: list[float] = field(default_factory=list)
     seeds: dict[str, dict[str, int]] = field(default_factory=dict)
     outcomes: StrategyOutcomes = field(default_factory=StrategyOutcomes)
+    losses: list[float] = field(default_factory=list)
+    """The highest task loss of all steps, then the last ones; see `level`."""
 
     def observe(self, loss: float, accuracy: float) -> None:
         """Keep the gate split's newest results."""
         window = judging.STABILITY_WINDOW
         self.gate_losses = [*self.gate_losses, loss][-window:]
         self.gate_accuracies = [*self.gate_accuracies, accuracy][-window:]
+
+    def level(self, deviations: float) -> Level:
+        """What is usual for a task loss."""
+        return Level(deviations, tuple(self.losses[1:]), max(self.losses[:1], default=-math.inf))
+
+    def trained(self, losses: Sequence[float]) -> None:
+        """Keep the task losses of an epoch's steps."""
+        level = self.level(0.0)
+        for loss in losses:
+            level = level.after(loss)
+        self.losses = [level.highest, *level.recent]
 
     def count(
         self,
@@ -73,7 +88,7 @@ class Progress:
     @classmethod
     def from_json(cls, body: Mapping[str, object]) -> Progress:
         """The inverse of `to_json`; CorruptError for anything else."""
-        stored = dict(body)
+        stored = {"losses": [], **body}  # which older commits do not hold
         try:
             _check(stored)
             floats = {name: [float(v) for v in _texts(stored.pop(name))] for name in _FLOATS}

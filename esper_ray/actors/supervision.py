@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from esper_ray.actors.engines import Engine, Start
+from esper_ray.actors.stopping import StopSignal, Wish
 from esper_ray.errors import FencedError, RunFailed, StepFailed, StorageUnavailable
 from esper_ray.events.messages import EpochReport, Evaluation
 
@@ -42,14 +43,17 @@ class Supervisor:
         self._engine, self._newest, self._limits, self._warn = engine, newest, limits, warn
         self._failures = 0
 
-    def train(self, epoch: int, epochs: int, steps: int) -> Iterator[EpochReport]:
+    def train(self, epoch: int, epochs: int, steps: int, term: StopSignal) -> Iterator[EpochReport]:
         """Do what is left of `epochs` epochs of `steps` optimiser steps each.
 
-        Epochs that a rewind gives up are done, and reported, again.
+        Epochs that a rewind gives up are done, and reported, again. After a signal the next
+        boundary is one at which the run stops.
         """
         while epoch < epochs:
             try:
                 self._engine.train_epoch(epoch * steps, steps)
+                if term.came:
+                    self._engine.wish(Wish.STOP)
                 report = self._engine.end_epoch(epoch)
             except (StepFailed, FencedError) as fault:
                 epoch = self._recover(fault)

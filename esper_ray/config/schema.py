@@ -55,6 +55,9 @@ class TrainConfig(Section):
     """Learning rate of the host."""
     micro_batches: Size = 2
     """Pieces that a batch is cut into on its way through the stages."""
+    divergence: Annotated[float, Field(ge=0, lt=1e9)] = 10.0
+    """Deviations above the median of the last 32 losses, at a loss above all so far, from which on
+    a step [has diverged](governor.md) and is made again; 0: never."""
 
 
 class SelectionConfig(Section):

@@ -50,7 +50,12 @@ class EventKind(IntEnum):
     REFUSAL = 6
     """A refused request, of a person or at the epoch of a commit; it changed nothing."""
     FAULT = 7
-    """Something went wrong and was dealt with: `cause` names it, the gate's verdict tells more."""
+    """Something went wrong and was dealt with: `cause` names it, the gate's verdict tells more.
+    PANIC: a step was made again; `layer` and the gate name where. What was retired stands before.
+    """
+    GIVEN_BACK = 8
+    """A rolled back seed got the strategy and measurements back that it entered GRAFTING with;
+    `performance_delta` is its evaluation score."""
 
 
 SCHEMA: Final[Mapping[str, str]] = MappingProxyType(

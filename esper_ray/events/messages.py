@@ -50,6 +50,8 @@ class TelemetryBatch:
     chunk_variance: Floats
     chunk_gradient: Floats
     strategy: Ints
+    checkpoint_id: Ints
+    """Commit with which a seed entered GRAFTING, -1 = it has not."""
     last_change: Ints
     """Lifecycle epoch of a seed's last transition, -1 = none yet."""
     errors: Ints
@@ -131,6 +133,24 @@ class MetricsBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class OlderRows:
+    """What seeds in ROLLED_BACK had when they entered GRAFTING; (rows,), metrics (rows, 4)."""
+
+    layer_id: str
+    seed_ids: NDArray[np.int64]
+    generation: NDArray[np.int16]
+    blueprint_id: Ints
+    grafting_strategy: Ints
+    evaluation_score: Ints
+    performance_metrics: Floats
+    metrics_valid: NDArray[np.uint8]
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """What the state tensor takes back, by the column's name."""
+        return {name: getattr(self, name) for name in self.__slots__[3:]}
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationRequest:
     """Losses of one split under K settings of alpha; setting 0 is the model as it is.
 
@@ -168,6 +188,8 @@ class StageReport:
     step: int
     telemetry: tuple[TelemetryBatch, ...]
     losses: tuple[float, ...]
+    broken: str = ""
+    """A host tensor that is not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,3 +223,5 @@ class EpochReport:
     """Why a commit that was due is not stored yet."""
     notes: tuple[str, ...] = ()
     """What went wrong and was dealt with."""
+    wish: str = "resume"
+    """`pause` or `stop` where the run is to halt here; what there is, is stored then."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esper_ray.errors import CorruptError
-from esper_ray.events.messages import GraftingSignals, TelemetryBatch
+from esper_ray.events.messages import GraftingSignals, TelemetryBatch, TransitionBatch
 from esper_ray.growth.objectives import chunk_mean, local_loss, objective
 from esper_ray.growth.slot_adam import gradient_norms, step_rows
 from esper_ray.growth.spec import SeedSpec
@@ -75,6 +75,18 @@ class SeedTrainer:
             self._norms = self._fused.tell(slots, self._stepped)
         else:
             self._norms = torch.full((bank.num_slots,), torch.nan, device=slots.device)
+
+    def follow(self, applied: TransitionBatch) -> None:
+        """Take over transitions; what this epoch has measured of the other seeds stays."""
+        errors, ids, before = self._errors_before.copy(), self._grafting, self._before
+        norms = self._grafting_norms()
+        self.refresh()
+        errors[applied.seed_ids[applied.replants]] = 0
+        self._errors_before = errors
+        stayed, here = torch.isin(ids, self._grafting), torch.isin(self._grafting, ids)
+        for name, old in before.items():
+            self._before[name][here] = old[stayed]
+        self._norms[self.layer.bank.slots(self._grafting[here])] = norms[stayed]
 
     def _choose_kernel(self) -> None:
         """The layer may have been moved to another device."""
@@ -157,6 +169,7 @@ class SeedTrainer:
             error_count=view.error_count,
             **self._measured(),
             strategy=view.strategy,
+            checkpoint_id=layer.state.fetch("columns")[layer.state.CHECKPOINT_ID].copy(),
             last_change=layer.state.last_change(),
             errors=view.error_count - self._errors_before,
             signals=signals,

@@ -182,11 +182,16 @@ def load_rows(layer: LayerSeeds, grown: Tensors, copies: Tensors) -> None:
 
 def host_tensors(stage: Stage) -> Tensors:
     """Host parameters, host buffers and Adam's state, by name."""
+    return {name: value.cpu() for name, value in live_host_tensors(stage).items()}
+
+
+def live_host_tensors(stage: Stage) -> Tensors:
+    """The same as they live."""
     tensors = module_tensors(stage.module, _layers(stage))
     for name, parameter in stage.host_parameters.items():
         for key, value in stage.optimizer.state.get(parameter, {}).items():
-            tensors[f"adam/{name}/{key}"] = value
-    return {name: value.detach().cpu() for name, value in tensors.items()}
+            tensors[f"adam/{name}/{key}"] = value.detach()
+    return tensors
 
 
 def module_tensors(module: nn.Module, layers: Iterable[LayerSeeds]) -> Tensors:

@@ -12,6 +12,7 @@ from esper_ray.events.messages import (
     Evaluation,
     EvaluationRequest,
     MetricsBatch,
+    OlderRows,
     StageReport,
     TransitionBatch,
     TransitionReceipt,
@@ -21,6 +22,9 @@ from esper_ray.growth.evaluation import StageEvaluator
 from esper_ray.growth.seed_trainer import SeedTrainer
 from esper_ray.growth.spec import StageSpec
 from esper_ray.keyed_random import reseed, stream_key
+
+BATCH, OTHER_BATCH = "batch", "other batch"
+"""Random streams of a step's batch, and of the one that stands in for a batch that is skipped."""
 
 
 class Stage:
@@ -50,9 +54,10 @@ class Stage:
         self.optimizer = torch.optim.Adam(self.host_parameters.values(), lr=spec.host_lr)
         self._evaluator = StageEvaluator(spec, self.module, layers)
         self.step = 0
+        self.batch_stream = BATCH
         self._stash: dict[int, tuple[Tensor, Tensor]] = {}
         self._batch: list[data.Batch] = []
-        self._losses: list[Tensor] = []
+        self.losses: list[Tensor] = []
 
     # ---- training ----------------------------------------------------------------------------
 
@@ -69,11 +74,11 @@ class Stage:
 
     def _draw(self, step: int) -> None:
         source = self.spec.data
-        x, y = self._data.train.draw(source.batch_size, self.spec.run_seed, "batch", step)
+        x, y = self._data.train.draw(source.batch_size, self.spec.run_seed, self.batch_stream, step)
         pieces = source.micro_batches
         self._batch = list(zip(x.chunk(pieces), y.chunk(pieces), strict=True))
         if self.spec.last:
-            self._losses.append(torch.zeros(()))
+            self.losses.append(torch.zeros(()))
 
     def forward(self, micro_batch: int, received: Tensor | None) -> Tensor:
         """Output of this stage; on the last stage the micro-batch's share of the mean loss."""
@@ -84,7 +89,7 @@ class Stage:
         if self.spec.last:
             targets = self._batch[micro_batch][1]
             y = cross_entropy(y, targets, reduction="sum") / self.spec.data.batch_size
-            self._losses[-1] = self._losses[-1] + y.detach()
+            self.losses[-1] = self.losses[-1] + y.detach()
         self._stash[micro_batch] = (x, y)
         return y.detach()
 
@@ -112,7 +117,7 @@ class Stage:
 
     def end_epoch(self, epoch: int) -> StageReport:
         """One lifecycle epoch for every layer; the only place that reads losses to the host."""
-        losses, self._losses = self._losses, []
+        losses, self.losses = self.losses, []
         values = torch.stack(losses).tolist() if losses else []
         telemetry = tuple(trainer.end_epoch(epoch) for trainer in self.trainers.values())
         return StageReport(self.spec.index, epoch, self.step, telemetry, tuple(values))
@@ -121,12 +126,16 @@ class Stage:
         """Apply what is still current of one layer's transitions."""
         trainer = self.trainers[batch.layer_id]
         applied, reason = trainer.layer.apply_transitions(batch)
-        trainer.refresh()
+        trainer.follow(batch.take(applied))
         return TransitionReceipt(batch.layer_id, batch.number, self.step, applied, reason)
 
     def record(self, batch: MetricsBatch) -> None:
         """Store measured metrics of one layer's seeds."""
         self.trainers[batch.layer_id].layer.state.record(batch)
+
+    def give_back(self, older: OlderRows) -> None:
+        """Give seeds in ROLLED_BACK older strategies and measurements."""
+        self.trainers[older.layer_id].layer.state.give_back(older.seed_ids, older.columns())
 
     # ---- evaluation --------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from esper_ray.policy.base import Command, LayerReport, Measurement, PolicySettings
 from esper_ray.policy.decide import decide, transition_batch
-from esper_ray.policy.threshold import PLANS, judged_rows, propose
+from esper_ray.policy.threshold import PLANS, in_output, judged_rows, propose, retiring
 
 __all__ = [
     "PLANS",
@@ -11,7 +11,9 @@ __all__ = [
     "Measurement",
     "PolicySettings",
     "decide",
+    "in_output",
     "judged_rows",
     "propose",
+    "retiring",
     "transition_batch",
 ]

@@ -140,6 +140,30 @@ def _plan(
     return first, Moves(np.where(failing, np.int32(-1), second), cause)
 
 
+def in_output(telemetry: TelemetryBatch) -> list[int]:
+    """Seeds that the output hears and that may be retired."""
+    return np.flatnonzero((telemetry.alpha > 0) & (_FAILED[telemetry.state] >= 0)).tolist()
+
+
+def retiring(
+    telemetry: TelemetryBatch, seed_ids: NDArray[np.int64], settings: PolicySettings
+) -> Requests:
+    """Requests to retire seeds that have failed, by the move of their states that PLANS names."""
+    state = telemetry.state[seed_ids]
+    return Requests(
+        layer_id=telemetry.layer_id,
+        seed_ids=seed_ids,
+        generation=telemetry.generation[seed_ids],
+        source=state,
+        target=_FAILED[state],
+        cause=np.full(len(seed_ids), Cause.ERROR, dtype=np.int32),
+        epochs_in_state=telemetry.epochs_in_state[seed_ids],
+        error_count=telemetry.error_count[seed_ids],
+        metrics={},
+        objective=settings.objective,
+    )
+
+
 def _timeouts(settings: PolicySettings) -> NDArray[np.int64]:
     limits = np.full(len(_S), np.iinfo(np.int64).max)
     limits[_S.TRAINING] = settings.training_timeout

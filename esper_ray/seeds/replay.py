@@ -13,7 +13,7 @@ from esper_ray.errors import CorruptError
 from esper_ray.events.log import EventKind, Events
 from esper_ray.events.messages import GraftingSignals, MetricsBatch, TransitionBatch
 from esper_ray.grafting import GraftingSettings
-from esper_ray.lifecycle import Cause
+from esper_ray.lifecycle import Cause, ExtendedLifecycle
 from esper_ray.seeds.state_tensor import ExtendedStateTensor
 
 _SIGNALS = tuple(GraftingSignals.__dataclass_fields__)[1:]
@@ -51,9 +51,11 @@ def _fold(
     if EventKind.METRICS in kinds:
         state.record(_metrics(group))  # refuses what it refused then
         return ""
+    if EventKind.GIVEN_BACK in kinds:
+        return _give_back(state, _of(group, EventKind.GIVEN_BACK))
     if kinds & {EventKind.TRANSITION, EventKind.REPLANT}:
         return _move(state, _of(group, EventKind.TRANSITION, EventKind.REPLANT))
-    return "" if kinds == {EventKind.REFUSAL} else "the end of an epoch is missing"
+    return "" if kinds <= {EventKind.REFUSAL, EventKind.FAULT} else "the end of an epoch is missing"
 
 
 def _groups(events: Events) -> Iterator[Events]:
@@ -92,6 +94,23 @@ def _move(state: ExtendedStateTensor, moves: Events) -> str:
     applied, _ = state.compare_and_set(_transitions(moves.columns))
     lost = moves.columns["seed_id"][~applied].tolist()
     return f"seeds {lost} cannot have moved" if lost else ""
+
+
+def _give_back(state: ExtendedStateTensor, given: Events) -> str:
+    columns = given.columns
+    ids = columns["seed_id"].astype(np.int64)
+    known = (ids >= 0) & (ids < state.num_seeds)
+    if not known.all() or (state.rows(ids).state != ExtendedLifecycle.ROLLED_BACK).any():
+        return f"seeds {ids.tolist()} are not in ROLLED_BACK"
+    older = {
+        "blueprint_id": columns["blueprint_id"],
+        "grafting_strategy": columns["strategy"].astype(np.int32),
+        "evaluation_score": np.rint(columns["performance_delta"] * 1000).astype(np.int32),
+        "performance_metrics": np.stack([columns[name] for name in _METRICS], axis=1),
+        "metrics_valid": columns["valid"],
+    }
+    state.give_back(ids, older)
+    return ""
 
 
 def _metrics(group: Events) -> MetricsBatch:

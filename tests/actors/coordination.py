@@ -17,12 +17,14 @@ from esper_ray.events.messages import (
     Evaluation,
     EvaluationRequest,
     MetricsBatch,
+    OlderRows,
     StageReport,
     TelemetryBatch,
     TransitionBatch,
     TransitionReceipt,
 )
 from esper_ray.grafting import GraftingSettings
+from esper_ray.growth.governor import Back, Keep, StepCheck, Try
 from esper_ray.lifecycle import MINIMUM_EPOCHS, LifecycleManager, Refusal
 from esper_ray.policy import PolicySettings
 from esper_ray.storage import EpochRecord, Root, RunLog, SegmentRef
@@ -56,6 +58,7 @@ class Layers:
     stamps: list[Stamp] = field(default_factory=list)
     metrics: list[MetricsBatch] = field(default_factory=list)
     told: list[Receipt] = field(default_factory=list)
+    given_back: list[OlderRows] = field(default_factory=list)
     acknowledged: list[tuple[str, Stamp]] = field(default_factory=list)
     inboxes: dict[str, Inbox] = field(default_factory=dict)
 
@@ -95,6 +98,15 @@ class Layers:
         else:
             self.inboxes[layer_id] = self.inboxes[layer_id].acknowledge(stamp)
 
+    async def give_back(self, older: OlderRows) -> None:
+        self.given_back.append(older)
+
+    async def govern(self, ask: Keep | Back | Try) -> list[StepCheck]:
+        raise AssertionError(f"no step was bad, but the governor asks for {ask}")
+
+    async def end_epoch_again(self, epoch: int) -> list[StageReport]:
+        raise AssertionError(f"epoch {epoch} was good")
+
     async def save(self) -> list[SegmentRef]:
         return [self.log.put_segment("stage0/host", b"weights", "safetensors")]
 
@@ -106,6 +118,7 @@ def spec(**given: Any) -> CoordinatorSpec:
         "batch_size": 8,
         "every_epochs": 100,
         "upload_errors_pass": False,
+        "divergence": 10.0,
         "timeout_s": 5.0,
         "policy": PolicySettings(germinate_after=0, blueprint_id=3, strategy_id=0),
         "manager": LifecycleManager(minimum_epochs=MINIMA),
