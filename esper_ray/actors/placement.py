@@ -88,7 +88,8 @@ class Cluster:
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             raise ClusterUnavailable(
                 f"no Ray cluster answers at {address!r}: {_first_line(error)}",
-                "start one with `ray start --head`, or set cluster.address to local",
+                "check that it runs and that RAY_AUTH_TOKEN_PATH names its token, "
+                "or set cluster.address to local",
             ) from error
         self._connected_here = True
 
