@@ -64,9 +64,10 @@ def build(config: RunConfig, modules: Sequence[str] = ()) -> Package:
     """
     sources: dict[str, Path] = {}
     installed: list[str] = []
-    for name in dict.fromkeys([config.model.factory.partition(":")[0], *modules]):
-        top = name.partition(".")[0]
-        found = module_files(top) if name in modules or not is_installed(top) else None
+    named = [_top(name.replace(".", "/")) for name in modules]
+    factory = _top(config.model.factory.partition(":")[0].replace(".", "/"))
+    for top in dict.fromkeys([factory, *named]):
+        found = module_files(top) if top in named or not is_installed(top) else None
         if found is None:
             installed.append(top)
         else:
