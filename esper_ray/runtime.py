@@ -237,7 +237,7 @@ class Runtime:
     def _checked(self, found: Found, log: RunLog) -> Found:
         """Refuse a checkpoint of a run that differs in anything but its length and place."""
         point, url = found.point, found.root.url
-        mine: Mapping[str, Any] = self.plan.coordinator.manifest["config"]  # `auto` by its name
+        mine: Any = self.plan.coordinator.manifest["config"]  # `auto` by its name
         stored = point.config
         differ = [k for k in sorted({*mine, *stored}) if mine.get(k) != stored.get(k)]
         if differ:

@@ -123,7 +123,7 @@ def module_files(top: str) -> dict[str, Path]:
         raise ConfigError(
             f"the module {top!r} is not found here", "submit from the folder that holds it"
         )
-    found = {}
+    found: dict[str, Path] = {}
     for origin in origins:
         if origin.is_symlink():
             raise ConfigError(f"{origin} is a link, which is not uploaded", "name what it links to")

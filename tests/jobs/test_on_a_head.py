@@ -17,7 +17,7 @@ from tests.cli.conftest import Outcome
 from tests.jobs.head import Head, started_head, write_token
 from tests.servers.processes import free_port
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(600)]
 
 MODEL = """\
 from collections import OrderedDict
@@ -89,7 +89,7 @@ def command(folder: Path, head: Head) -> Command:
             env={**head.env, **env},
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=400,
             check=False,
         )
         return Outcome(done.returncode, done.stdout, done.stderr)
@@ -97,7 +97,7 @@ def command(folder: Path, head: Head) -> Command:
     return run
 
 
-def until(look: Callable[[], bool], timeout_s: float = 90.0) -> None:
+def until(look: Callable[[], bool], timeout_s: float = 240.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not look():
         assert time.monotonic() < deadline, "it did not come in time"
@@ -119,11 +119,11 @@ def test_run_is_submitted_asked_stopped_and_resumed(command: Command, head: Head
     shown = json.loads(command("status", job["job"], *at, "--json").stdout)
     assert (shown["status"], shown["exit_code"]) == ("running", None)
     assert job["job"] in command("status", *at).stdout
-    words = ("germinate", "--layer", "model.2.hidden", "--seed", "1", "--wait", "30")
+    words = ("germinate", "--layer", "model.2.hidden", "--seed", "1", "--wait", "200")
     asked = command("request", "headed", *words, "--address", head.address)
     assert asked.code == 0, asked.stderr
 
-    stopped = command("stop", "headed", *at, "--wait", "100")
+    stopped = command("stop", "headed", *at, "--wait", "300")
     assert (stopped.code, stopped.stdout) == (0, f"{job['job']} succeeded\n"), stopped.stderr
     log = command("logs", job["job"], *at).stdout
     step = int(re.findall(r"checkpoint: s3://esper/headed@step=(\d+)", log)[-1])
