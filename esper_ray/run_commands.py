@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from esper_ray.terminal import guarded, json_option, print_json, stored
+from esper_ray.errors import ConfigError
+from esper_ray.terminal import guarded, json_option, note, print_json, stored
 
 if TYPE_CHECKING:
     from esper_ray.events.messages import Answer
@@ -117,13 +118,30 @@ def resume(run: str, address: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("run")
-@_address
+@click.argument("run", metavar="RUN|JOB")
+@click.option(
+    "--address",
+    default="auto",
+    show_default=True,
+    metavar="auto|HOST:PORT|URL",
+    help="The Ray cluster that the run is on; a URL is that of its job server.",
+)
 @_wait
+@click.option("--now", is_flag=True, help="With a URL: send SIGTERM at once.")
 @json_option
 @guarded
-def stop(run: str, address: str, wait_s: float, as_json: bool) -> None:
-    """Have the RUN stored and ended at its next epoch boundary; `train --resume auto` goes on."""
+def stop(run: str, address: str, wait_s: float, now: bool, as_json: bool) -> None:
+    """Have the RUN stored and ended at its next epoch boundary; `train --resume auto` goes on.
+
+    With the URL of a job server it waits until the job has ended.
+    """
+    if address.startswith(("http://", "https://")):
+        _stop_job(run, address, wait_s, now, as_json)
+        return
+    if now:
+        raise ConfigError(
+            "--now signals a job, and --address is no job server", "give http://HOST:8265"
+        )
     _want(run, address, "stop", as_json, "stops at its next epoch boundary", wait_s)
 
 
@@ -147,6 +165,18 @@ def _want(
         print_json({"run": run, "wish": wish, "ended": ended})
     else:
         click.echo(f"{run} {'has ended' if ended else outcome}")
+
+
+def _stop_job(name: str, address: str, wait_s: float, now: bool, as_json: bool) -> None:
+    from esper_ray.jobs.server import JobServer
+    from esper_ray.jobs.stopping import stop_job
+
+    server = JobServer(address)
+    ended = stop_job(server, server.find(name), note, wait_s, now)
+    if as_json:
+        print_json(dataclasses.asdict(ended))
+    else:
+        click.echo(f"{ended.job} {ended.status}")
 
 
 COMMANDS = (request, pause, resume, stop)

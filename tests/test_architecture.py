@@ -30,6 +30,8 @@ COMPOSITION = {
     "terminal",
     "checkpoint_commands",
     "run_commands",
+    "job_commands",
+    "jobs",
     "cli",
     "__main__",
 }  # may see everything

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import socket
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esper_ray.actors.coordinator_spec import CoordinatorSpec
@@ -16,6 +14,7 @@ from esper_ray.actors.layer_actor import CONCURRENCY_GROUPS, METHOD_GROUPS, Laye
 from esper_ray.actors.lifecycle_coordinator import LifecycleCoordinator
 from esper_ray.actors.processes import cluster_processes, end_processes
 from esper_ray.actors.remote import RemoteActor
+from esper_ray.actors.tokens import use_token
 from esper_ray.errors import ClusterUnavailable, ResourcesTimeout, RunFailed
 from esper_ray.growth.spec import StageSpec
 from esper_ray.storage import Root
@@ -75,7 +74,7 @@ class Cluster:
             os.environ.setdefault(name, value)
         if address not in ("local", "auto"):
             _check_reachable(address)
-        _use_token(private=address == "local")
+        use_token(private=address == "local")
         import ray
 
         if ray.is_initialized():
@@ -91,7 +90,8 @@ class Cluster:
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             raise ClusterUnavailable(
                 f"no Ray cluster answers at {address!r}: {_first_line(error)}",
-                "start one with `ray start --head`, or set cluster.address to local",
+                "check that it runs and that RAY_AUTH_TOKEN_PATH names its token, "
+                "or set cluster.address to local",
             ) from error
         self._connected_here = True
 
@@ -235,22 +235,6 @@ def _greet(connection: socket.socket) -> None:
         answer = connection.recv(9)
         if answer[3:4] != _SETTINGS:
             raise ConnectionError("something else than Ray listens there")
-
-
-def _use_token(*, private: bool) -> None:
-    """Authenticate where a token exists; a private cluster gets one that only its children see.
-
-    Ray reads these variables when it is first imported.
-    """
-    known = (
-        os.environ.get("RAY_AUTH_TOKEN")
-        or os.environ.get("RAY_AUTH_TOKEN_PATH")
-        or (Path.home() / ".ray" / "auth_token").exists()
-    )
-    if private and not known:
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    if private or known:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _shortage(needed: int, waited_s: float) -> str:

@@ -36,9 +36,9 @@ class RunControl:
 
     def __enter__(self) -> Self:
         """Connect and find the run."""
+        self._cluster.connect(0)  # sets what Ray reads when it is first imported
         import ray
 
-        self._cluster.connect(0)
         try:
             self._handle: Any = ray.get_actor(coordinator_name(self._run), namespace=NAMESPACE)
             self._ask("ping")  # handles of actors that have ended are still handed out

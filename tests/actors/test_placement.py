@@ -12,6 +12,7 @@ import pytest
 
 from esper_ray.actors import placement
 from esper_ray.actors.placement import Cluster, ClusterSettings
+from esper_ray.actors.tokens import use_token
 from esper_ray.errors import ClusterUnavailable
 
 # ------------------------------------------------------------------ addresses
@@ -120,17 +121,17 @@ def auth() -> dict[str, str]:
 
 
 def test_private_cluster_gets_a_token_of_its_own(home: Path) -> None:
-    placement._use_token(private=True)
+    use_token(private=True)
     first = auth()
     assert first["RAY_AUTH_MODE"] == "token"
     assert len(first["RAY_AUTH_TOKEN"]) == 64
     assert list(home.iterdir()) == []
-    placement._use_token(private=True)
+    use_token(private=True)
     assert auth() == first
 
 
 def test_cluster_of_others_is_joined_without_a_token_where_none_exists(home: Path) -> None:
-    placement._use_token(private=False)
+    use_token(private=False)
     assert auth() == {}
 
 
@@ -143,15 +144,27 @@ def test_known_token_is_used_and_kept(
         (home / ".ray").mkdir()
         (home / ".ray" / "auth_token").write_text("known")
     else:
-        monkeypatch.setenv(source, "known")
+        (home / "token").write_text("known")
+        monkeypatch.setenv(source, str(home / "token"))
     given = auth()
-    placement._use_token(private=private)
+    use_token(private=private)
     assert auth() == {**given, "RAY_AUTH_MODE": "token"}
+
+
+@pytest.mark.parametrize("content", [None, "", " \n"])
+def test_named_token_file_that_holds_none_is_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    if content is not None:
+        (home / "token").write_text(content)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "token"))
+    with pytest.raises(ClusterUnavailable, match=r"token file .* (cannot be read|is empty)"):
+        use_token(private=False)
 
 
 def test_mode_that_the_user_chose_stays(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    placement._use_token(private=True)
+    use_token(private=True)
     assert auth()["RAY_AUTH_MODE"] == "disabled"
 
 

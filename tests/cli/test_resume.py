@@ -219,3 +219,13 @@ def test_summary_ends_with_a_command_that_restores(cli: Command, here: Path) -> 
     again = cli(*restore)
     assert again.code == 0, again.stderr
     assert "at step 2" in again.stderr
+
+
+def test_run_whose_blueprint_is_chosen_for_it_goes_on(cli: Command, here: Path) -> None:
+    text = (here / "run.yaml").read_text()
+    (here / "run.yaml").write_text(text.replace("  blueprint: bottleneck\n", ""))
+    words = ("train", "run.yaml", "--local", "--set", "storage.url=chosen", "--set")
+    assert cli(*words, "train.epochs=2").code == 0
+    resumed = cli(*words, "train.epochs=3")
+    assert resumed.code == 0, resumed.stderr
+    assert "at step 4" in resumed.stderr
