@@ -111,12 +111,12 @@ def test_every_value_comes_back_bit_for_bit(events: Events) -> None:
 
 
 def test_batches_are_bounded_and_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "ROWS_PER_BATCH", 3)
+    monkeypatch.setattr(arrow_reading, "ROWS_PER_BATCH", 3)
     events = Events.build(EventKind.ERRORS, "a", np.arange(8), 0, 0, 8, seed_id=np.arange(8))
     data = encode(events)
     assert pa.ipc.open_file(data).num_record_batches == 3
     assert same(decode(data), events)
-    monkeypatch.setattr(log, "ROWS_PER_BATCH", 2)
+    monkeypatch.setattr(arrow_reading, "ROWS_PER_BATCH", 2)
     with pytest.raises(CorruptError, match="too long"):
         decode(data)
 
@@ -316,7 +316,7 @@ def test_file_of_another_schema_is_refused(schema: Any, change: dict[str, Any]) 
     [
         ({"step": pa.array([1, None], pa.int64())}, "nulls"),
         ({"gate": pa.array(["", None], pa.string())}, "nulls"),
-        ({"kind": pa.array([0, 7], pa.uint8())}, "7 is no kind"),
+        ({"kind": pa.array([0, 8], pa.uint8())}, "8 is no kind"),
         ({"sequence": pa.array([2, 1], pa.uint64())}, "sequence falls"),
         ({"gate": pa.array(["", "x" * 65_537])}, "more than 65536 bytes"),
         ({"layer": pa.array(["", "ü" * 32_769])}, "'layer' has more"),
@@ -348,7 +348,7 @@ def test_message_out_of_place_is_refused() -> None:
     "change",
     [
         {"sequence": np.array([2, 1])},
-        {"kind": np.array([0, 7])},
+        {"kind": np.array([0, 8])},
         {"gate": "x" * 65_537},
         {"gate": "\ud800"},
     ],
