@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Final, Literal, Protocol
+from collections.abc import Callable, Sequence
+from typing import Final, Literal, Protocol, Self
 
 from esper_ray.errors import ConfigError
 from esper_ray.events.event import Event
@@ -28,8 +28,16 @@ class Delivery(Protocol):
         ...
 
 
-class Deliveries(AsyncIterator[Delivery], Protocol):
-    """What a consumer iterates over."""
+class Deliveries(Protocol):
+    """What a consumer iterates over, without end."""
+
+    def __aiter__(self) -> Self:
+        """Itself."""
+        ...
+
+    async def __anext__(self) -> Delivery:
+        """The next event, as soon as there is one."""
+        ...
 
     async def aclose(self) -> None:
         """Leave: what was not acknowledged goes to the others of the group."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from esper_ray.errors import CorruptError
-from esper_ray.events import gate, log
+from esper_ray.events import arrow_reading, gate
 from esper_ray.events.log import (
     SCHEMA,
     EventKind,
