@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from esper_ray.checkpoint_commands import checkpoints
+from esper_ray.event_commands import events
 from esper_ray.legacy.command import import_
 from esper_ray.terminal import guarded, is_run_file, json_option, note, print_json, stored
 
@@ -48,6 +49,7 @@ def main() -> None:
 
 checkpoints.add_command(import_)
 main.add_command(checkpoints)
+main.add_command(events)
 
 
 def _stored_run(source: str, overrides: tuple[str, ...], allowed: tuple[str, ...]) -> StoredRun:

@@ -29,6 +29,8 @@ COMPOSITION = {
     "bench",
     "terminal",
     "checkpoint_commands",
+    "event_commands",
+    "tail",
     "cli",
     "__main__",
 }  # may see everything

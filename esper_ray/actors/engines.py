@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from esper_ray.actors.event_hub import open_hub
 from esper_ray.actors.layer_actor import Restore
 from esper_ray.actors.lifecycle_coordinator import CoordinatorSpec, LifecycleCoordinator
 from esper_ray.actors.pipeline import ActorPipeline, LocalPipeline
@@ -121,6 +122,7 @@ class RayEngine:
 
     def open(self, start: Start) -> None:
         """See Engine."""
+        self._hub = open_hub(start.coordinator.herald.events, start.root)
         self.actors, self._coordinator = self._cluster.place(
             start.stages, start.coordinator, start.root
         )

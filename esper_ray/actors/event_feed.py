@@ -87,7 +87,7 @@ class EventFeed:
         return Event(kind, self._run, "", entry.run_epoch, kept, _time(body.get("time")), data)
 
     def _kept_sequence(self, epoch: EpochRecord) -> int:
-        """The last sequence number that a start went on from; of a pruned commit it is in the log."""
+        """The last sequence number that a start kept; that of a pruned commit is in the log."""
         commit = epoch.resumed_from
         if commit is None:
             return 0

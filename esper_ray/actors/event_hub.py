@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Generator, Sequence
+import contextlib
+from collections.abc import Awaitable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +12,21 @@ from esper_ray.actors.event_feed import EventFeed
 from esper_ray.actors.remote import RemoteActor
 from esper_ray.errors import BusError, EsperError
 from esper_ray.events.broker import DEAD, Group, Record, Retention
-from esper_ray.events.bus import register
+from esper_ray.events.bus import EventBus, connect, register
 from esper_ray.events.hub import Hub, HubBus, record
 from esper_ray.storage import Root, RunLog
 
 NAMESPACE = "esper"
+SCHEME = "ray"
 _TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class EventSettings:
+    """Where a run publishes its events: a bus by URL, or "" for none."""
+
+    bus: str = ""
+    run: str = ""
 
 
 class EventHub(Hub):
@@ -61,6 +71,21 @@ def start_hub(name: str, retention: Retention | None = None) -> RemoteActor:
         max_concurrency=1000,  # consumers wait inside
     ).remote(retention)
     return RemoteActor(handle)
+
+
+def open_hub(settings: EventSettings, root: Root) -> RemoteActor | None:
+    """The hub that a run publishes on, which then knows its log; None where it is of no hub.
+
+    Who calls this keeps a new hub alive, so that it outlives a coordinator.
+    """
+    scheme, _, name = settings.bus.partition("://")
+    if scheme != SCHEME:
+        return None
+    import ray
+
+    hub = start_hub(name)
+    ray.get(hub.submit("attach", settings.run, root), timeout=_TIMEOUT_S)
+    return hub
 
 
 @dataclass(slots=True)
@@ -148,4 +173,18 @@ def _bus(name: str) -> HubBus:
     return HubBus(RemoteHub(name))
 
 
-register("ray", _bus)
+register(SCHEME, _bus)
+
+
+@contextlib.contextmanager
+def connected_bus(url: str, address: str) -> Iterator[EventBus]:
+    """The bus at a URL, with the cluster at `address` where it needs one."""
+    from esper_ray.actors.placement import Cluster, ClusterSettings
+
+    cluster = Cluster(ClusterSettings(address, _TIMEOUT_S, _TIMEOUT_S))
+    if url.startswith(f"{SCHEME}://"):
+        cluster.connect(0)
+    try:
+        yield connect(url)
+    finally:
+        cluster.close()

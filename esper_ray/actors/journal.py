@@ -95,8 +95,18 @@ class Journal:
             gate=[_gate(told) for told in refused.explanations()],
         )
 
+    def fault(
+        self, cause: str, about: str, layer: str = "", seed_id: int = -1, commit: int = -1
+    ) -> None:
+        """Something went wrong and was dealt with: a short name in capitals, and what was done."""
+        where = self._next(layer, -1, -1)
+        told = gate_json(cause.lower(), {}, {}, about)
+        ids = np.array([seed_id])
+        self._add(EventKind.FAULT, where, ids, cause=cause, gate=told, checkpoint_id=commit)
+
     def drain(self) -> Events:
-        """All events so far; the journal is empty afterwards."""
+        """All events so far; the commit that takes them has a number of its own."""
+        self.sequence += 1
         events, self._parts = Events.concatenate(self._parts), []
         return events
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from esper_ray.actors.decider import Decider, Measured, Measuring
 from esper_ray.actors.deliveries import Deliveries
+from esper_ray.actors.herald import Herald, HeraldSpec
 from esper_ray.actors.journal import Journal
 from esper_ray.actors.observation import Observation, moves_of
 from esper_ray.actors.pipeline import Pipeline
@@ -55,6 +56,7 @@ class CoordinatorSpec:
     manifest: Mapping[str, object]
     signing_key: SigningKey | None = None
     mirror: Mirror = field(default_factory=Mirror)
+    herald: HeraldSpec = field(default_factory=HeraldSpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,8 @@ class LifecycleCoordinator:
             self._decider.progress = Progress.from_json(progress)
         self._journal = Journal(self._progress.sequence)
         self._deliveries = Deliveries(epoch.run_epoch)
+        self._herald = Herald(self._spec.herald, self._root, epoch)
+        await self._herald.start(self._journal)
 
     async def ingest(self, report: StageReport) -> None:
         """Take a stage's report; the newest of a stage wins, in whatever order they arrive."""
@@ -114,6 +118,7 @@ class LifecycleCoordinator:
     async def end_epoch(self, epoch: int) -> EpochReport:
         """Judge, decide, have it applied and, where due, commit; all before the next step."""
         reports = await self._collect(epoch)
+        self._herald.arrived(reports)
         losses, step = reports[-1].losses, reports[-1].step
         self._losses += [(step - len(losses) + i, loss) for i, loss in enumerate(losses)]
         now, gate_loss = await self._look(reports)
@@ -121,7 +126,7 @@ class LifecycleCoordinator:
         applied = await self._apply(now, decisions)
         self._progress.seeds = count_seeds(now.telemetry, applied)
         commit, upload_error = await self._commit_if_due(now, decisions, applied)
-        return EpochReport(
+        report = EpochReport(
             epoch=epoch,
             step=step,
             losses=losses,
@@ -135,6 +140,8 @@ class LifecycleCoordinator:
             answers=self._decider.commands.answered(),
             upload_error=upload_error,
         )
+        await self._herald.boundary(report, last=epoch + 1 == self._spec.epochs)
+        return report
 
     async def evaluate(self, split: str) -> Evaluation:
         """The model as it is on one split."""
@@ -240,7 +247,8 @@ class LifecycleCoordinator:
             by_policy = decided.take(~by_people(decided.requests.cause))
             self._journal.refusals(by_policy, now.epoch, now.step)
         try:
-            seq = await self._commit(now)
+            with self._herald.saving():
+                seq = await self._commit(now)
         except StorageUnavailable as error:
             if last or not self._spec.upload_errors_pass:
                 raise
@@ -262,6 +270,7 @@ class LifecycleCoordinator:
             "epoch": now.epoch + 1,
             "samples": now.step * self._spec.batch_size,
             "coordinator": self._progress.to_json(),
+            **self._herald.stored(),
         }
         seq = self._seq
         self._unfinished = _Unfinished(seq, body, segments, event_log.encode(events), len(events))

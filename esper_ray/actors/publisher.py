@@ -1,14 +1,15 @@
-"""Publishes what a run has committed. Its log is the queue, so that nothing waits and none is lost."""
+"""Publishes what a run has committed; its log is the queue, so nothing waits and none is lost."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from esper_ray.actors.event_feed import Entry, EventFeed
+from esper_ray.actors.event_hub import EventSettings
 from esper_ray.errors import BusError, CheckpointNotFound, CorruptError, StorageUnavailable
+from esper_ray.events import memory_bus  # noqa: F401 - it registers memory://
 from esper_ray.events.bus import connect
 from esper_ray.events.outbox import Outbox, WhenFull
 from esper_ray.storage import EpochRecord
@@ -17,14 +18,6 @@ _PAUSE_S = (0.2, 10.0)
 CLOSE_S = 10.0
 """How long the end of a run waits for the bus."""
 _LATER = (BusError, CheckpointNotFound, CorruptError, StorageUnavailable)
-
-
-@dataclass(frozen=True, slots=True)
-class EventSettings:
-    """Where a run publishes its events: a bus by URL, or "" for none."""
-
-    bus: str = ""
-    run: str = ""
 
 
 class Publisher:
@@ -44,7 +37,9 @@ class Publisher:
         """Why the bus does not take events at present."""
 
     @classmethod
-    def open(cls, settings: EventSettings, feed: EventFeed, warn: Callable[[str], None]) -> Publisher:
+    def open(
+        cls, settings: EventSettings, feed: EventFeed, warn: Callable[[str], None]
+    ) -> Publisher:
         """On the bus that the settings name; ConfigError for one that is unknown."""
         return cls(Outbox(connect(settings.bus)), feed, warn)
 

@@ -184,7 +184,7 @@ class Broker:
         """
         members = self._members(group)
         members.called = members.seen[consumer] = now
-        self._release(group, members, now)
+        self._release(members, now)
         found: list[Record] = []
         for lane in members.lanes.values():
             if lane.owner in ("", consumer) and lane.not_before <= now:
@@ -196,17 +196,15 @@ class Broker:
         if (held := self._held(group, consumer, record, now)) is not None:
             held[0].ack(record.id)
 
-    def nack(
-        self, group: Group, consumer: str, record: Record, delay_s: float, now: float
-    ) -> None:
+    def nack(self, group: Group, consumer: str, record: Record, delay_s: float, now: float) -> None:
         """Hand an event, and what follows it in its lane, out again after a delay."""
         if (held := self._held(group, consumer, record, now)) is not None:
             lane, position = held
             lane.take_back(position, now + delay_s)
-            self._count_failure(group, lane, position, now)
+            self._count_failure(lane, position, now)
 
     def leave(self, group: Group, consumer: str, now: float) -> None:
-        """A consumer goes: what it holds is handed to others at once, and is not held against it."""
+        """A consumer goes: what it holds is handed to others at once, and no failure is counted."""
         if group in self._groups:
             members = self._groups[group]
             members.called = now
@@ -239,7 +237,7 @@ class Broker:
         lane = members.lanes.setdefault((record.layer, record.shard), _Lane())
         self.lost += lane.add(record, self.retention.events)
 
-    def _release(self, group: Group, members: _Members, now: float) -> None:
+    def _release(self, members: _Members, now: float) -> None:
         """Take back what consumers hold that have not called for long."""
         late = now - self.retention.lease_s
         gone = {name for name, called in members.seen.items() if called < late}
@@ -249,9 +247,9 @@ class Broker:
             if lane.owner in gone:
                 # The first is the one that it was at work on.
                 lane.take_back(0, 0.0)
-                self._count_failure(group, lane, 0, now)
+                self._count_failure(lane, 0, now)
 
-    def _count_failure(self, group: Group, lane: _Lane, position: int, now: float) -> None:
+    def _count_failure(self, lane: _Lane, position: int, now: float) -> None:
         if lane.fail(position) >= self.retention.deliveries:
             record = lane.pending[position]
             lane.ack(record.id)

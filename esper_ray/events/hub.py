@@ -42,9 +42,7 @@ class HubPort(Protocol):
         """An event is done with."""
         ...
 
-    def nack(
-        self, group: Group, consumer: str, record: Record, delay_s: float
-    ) -> Awaitable[Any]:
+    def nack(self, group: Group, consumer: str, record: Record, delay_s: float) -> Awaitable[Any]:
         """An event is to be handed out again."""
         ...
 
@@ -54,7 +52,7 @@ class HubPort(Protocol):
 
 
 class Hub:
-    """A broker behind a lock. Consumers in other threads, with loops of their own, are woken too."""
+    """A broker behind a lock; consumers in other threads, with loops of their own, are woken."""
 
     def __init__(self, retention: Retention | None = None) -> None:
         self._broker = Broker(retention or Retention())

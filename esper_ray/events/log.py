@@ -209,7 +209,9 @@ def encode(events: Events) -> bytes:
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=None)
     with pa.ipc.new_file(sink, _ARROW_SCHEMA, options=options) as writer:
-        writer.write_table(pa.Table.from_arrays(arrays, schema=_ARROW_SCHEMA), arrow_reading.ROWS_PER_BATCH)
+        writer.write_table(
+            pa.Table.from_arrays(arrays, schema=_ARROW_SCHEMA), arrow_reading.ROWS_PER_BATCH
+        )
     data: bytes = sink.getvalue().to_pybytes()
     return data
 

@@ -63,7 +63,7 @@ class Outbox:
         return len(events)
 
     async def flush(self) -> None:
-        """Publish what waits, in order; what the bus did not accept stays, and BusError says why."""
+        """Publish what waits, in order; BusError says why the rest stays."""
         async with self._flushing:
             while self._queue:
                 some = [event for event, _ in list(self._queue)[:_AT_ONCE]]

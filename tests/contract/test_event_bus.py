@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -54,11 +55,11 @@ def batch(sequence: int, layer: str, rows: int, **given: Any) -> Event:
     return event(sequence, layer, kind=Kind.TRANSITION, data=data)
 
 
+@dataclass(frozen=True)
 class Place:
-    """Makes buses that meet: as many as there are processes, and loses consumers as a crash does."""
+    """Makes buses that meet."""
 
-    def __init__(self, make: Callable[[], EventBus]) -> None:
-        self.connect = make
+    connect: Callable[[], EventBus]
 
 
 @pytest.fixture(scope="session")
@@ -82,11 +83,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
         hub = Hub(PATIENCE)
         yield Place(lambda: HubBus(hub))
         return
-    import ray
-
-    make = request.getfixturevalue("ray_hubs")()
-    yield Place(make)
-    del make, ray
+    yield Place(request.getfixturevalue("ray_hubs")())
 
 
 async def take(source: AsyncIterator[Any], count: int, *, ack: bool = True) -> list[Event]:
@@ -117,8 +114,11 @@ def numbers(events: list[Event], layer: str) -> list[int]:
 async def test_events_of_a_layer_come_in_order_and_with_their_types(place: Place) -> None:
     bus = place.connect()
     source = bus.subscribe(group="g", run="digits")
-    sent = [event(i, layer, data={"n": i, "x": 0.1, "none": None, "flag": True, "l": [1, "ü"]})
-            for i in range(1, 6) for layer in LAYERS]
+    sent = [
+        event(i, layer, data={"n": i, "x": 0.1, "none": None, "flag": True, "l": [1, "ü"]})
+        for i in range(1, 6)
+        for layer in LAYERS
+    ]
     sent += [batch(9, LAYERS[2], 3, score=np.array([np.nan, np.inf, 0.1]))]
     await bus.publish(sent[:7])
     await bus.publish(sent[7:])
@@ -366,6 +366,3 @@ async def test_closing_flushes_and_a_closed_bus_takes_nothing(place: Place) -> N
 
 async def _subscribed(bus: EventBus) -> None:
     bus.subscribe(group="g", run="digits")
-
-
-Late = Awaitable[None]
