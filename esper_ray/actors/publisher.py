@@ -84,7 +84,8 @@ class Publisher:
         position = self._feed.published(epoch.resumed_from)
         if position is None:
             return set(earlier)
-        return {entry for entry in earlier if entry.commit <= position}
+        told = [at for at, entry in enumerate(earlier) if 0 < entry.commit <= position]
+        return set(earlier[: told[-1] + 1]) if told else set()
 
     async def _work(self) -> None:
         pause, longest = _PAUSE_S

@@ -113,6 +113,7 @@ class _Lane:
 class _Members:
     lanes: dict[tuple[str, int], _Lane] = field(default_factory=dict)
     seen: dict[str, float] = field(default_factory=dict)  # consumer -> when it called last
+    left: set[str] = field(default_factory=set)
     called: float = 0.0
 
 
@@ -183,6 +184,8 @@ class Broker:
         group is unknown: it was forgotten, or this is another broker than it joined.
         """
         members = self._members(group)
+        if consumer in members.left:  # a call that was under way when it left
+            return []
         members.called = members.seen[consumer] = now
         self._release(members, now)
         found: list[Record] = []
@@ -209,6 +212,7 @@ class Broker:
             members = self._groups[group]
             members.called = now
             members.seen.pop(consumer, None)
+            members.left.add(consumer)
             for lane in members.lanes.values():
                 if lane.owner == consumer:
                     lane.take_back(0, 0.0)

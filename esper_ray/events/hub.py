@@ -185,6 +185,7 @@ class HubDeliveries:
         self._consumer = secrets.token_hex(8)
         self._joining: Awaitable[Any] | None = _started(hub.join(group, start))
         self._fetched: deque[Record] = deque()
+        self._fetching: asyncio.Future[list[Record]] | None = None
         self._closed = False
 
     def __aiter__(self) -> HubDeliveries:
@@ -197,7 +198,16 @@ class HubDeliveries:
         while not self._fetched:
             if self._closed:
                 raise StopAsyncIteration
-            self._fetched += await self._hub.fetch(self._group, self._consumer, _ROOM, _WAIT_S)
+            if self._fetching is None:
+                asked = self._hub.fetch(self._group, self._consumer, _ROOM, _WAIT_S)
+                self._fetching = asyncio.ensure_future(asked)
+            # Who gives up waiting does not lose what is on its way: it comes with the next wait.
+            fetching = self._fetching
+            try:
+                self._fetched += await asyncio.shield(fetching)
+            finally:
+                if fetching.done():
+                    self._fetching = None
         fetched = self._fetched.popleft()
         return HubDelivery(cloud.decode(fetched.data), fetched, self)
 
@@ -216,6 +226,8 @@ class HubDeliveries:
         if not self._closed:
             self._closed = True
             self._fetched.clear()
+            if self._fetching is not None:
+                self._fetching.cancel()
             if self._joining is not None:
                 joining, self._joining = self._joining, None
                 await joining
