@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from esper_ray.checkpoint_commands import checkpoints
+from esper_ray.event_commands import events
 from esper_ray.job_commands import COMMANDS as JOB_COMMANDS
 from esper_ray.legacy.command import import_
 from esper_ray.run_commands import COMMANDS
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 checkpoints.add_command(import_)
-for command in (checkpoints, *COMMANDS, *JOB_COMMANDS):
+for command in (checkpoints, events, *COMMANDS, *JOB_COMMANDS):
     main.add_command(command)
 
 

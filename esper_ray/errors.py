@@ -109,3 +109,15 @@ class ResourcesTimeout(EsperError):
     """The cluster did not have the needed resources in time."""
 
     exit_code = 6
+
+
+class BusError(EsperError):
+    """The event bus does not answer, or cannot do what was asked; what it accepted is safe."""
+
+    exit_code = 5
+
+
+class EventRefused(BusError):
+    """No bus takes this event: it is too large, or holds what no reader would take."""
+
+    exit_code = 1

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from esper_ray import data
 from esper_ray.actors.coordinator_spec import CoordinatorSpec
+from esper_ray.actors.event_hub import EventSettings
+from esper_ray.actors.herald import HeraldSpec
 from esper_ray.blueprints import blueprint
 from esper_ray.config import RunConfig
 from esper_ray.config.settings import (
@@ -177,6 +179,7 @@ def _coordinator_spec(
         manager=lifecycle_manager(config.lifecycle),
         grafting=grafting_settings(config.seeds),
         factory=config.model.factory,
+        herald=HeraldSpec(EventSettings(config.events.url, config.run)),
         manifest={
             "run": config.run,
             "config": identity,

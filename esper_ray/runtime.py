@@ -92,6 +92,7 @@ class Runtime:
         self._engine: Engine = LocalEngine() if local else RayEngine(settings)
         self.root = Root.open(config.storage_url, **config.storage.access)
         self._key = signing_key(config.storage)
+        self._damaged: dict[int, str] = {}
         access = config.storage.replica_access
         replicas = tuple(Root.open(url, **access) for url in config.storage.replicas)
         self._mirror = Mirror(replicas, config.storage.on_upload_error == "warn")
@@ -101,6 +102,11 @@ class Runtime:
                     f"storage.url {root.url!r} is the memory of one process",
                     "give a file or object store URL, or run with --local",
                 )
+        if config.events.url.startswith("ray:" if local else "memory:"):
+            raise ConfigError(
+                f"events.bus {config.events.url!r} cannot be reached from where the run is",
+                f"give {'memory' if local else 'ray'}://NAME, or none",
+            )
 
     def __enter__(self) -> Self:
         """The run itself."""
@@ -228,6 +234,7 @@ class Runtime:
         if resume == "auto":
             log = self._log()
             newest = RunCheckpoints(log).newest_valid(self._warn)
+            self._damaged = dict(log.sources.report.passed_over)
             if newest is None:
                 self._warn(f"nothing is stored at {self.root.url}: starting fresh")
                 return None
@@ -292,7 +299,12 @@ class Runtime:
         return Start(
             stages=self.plan.stages,
             stage_of=self.plan.stage_of,
-            coordinator=replace(self.plan.coordinator, signing_key=self._key, mirror=self._mirror),
+            coordinator=replace(
+                self.plan.coordinator,
+                signing_key=self._key,
+                mirror=self._mirror,
+                herald=replace(self.plan.coordinator.herald, damaged=self._damaged),
+            ),
             root=self.root,
             restore=restore,
             progress=progress,

@@ -32,6 +32,8 @@ COMPOSITION = {
     "run_commands",
     "job_commands",
     "jobs",
+    "event_commands",
+    "tail",
     "cli",
     "__main__",
 }  # may see everything

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from esper_ray.actors.herald import HeraldSpec
 from esper_ray.grafting import GraftingSettings
 from esper_ray.lifecycle import LifecycleManager
 from esper_ray.policy import PolicySettings
@@ -32,6 +33,7 @@ class CoordinatorSpec:
     manifest: Mapping[str, object]
     signing_key: SigningKey | None = None
     mirror: Mirror = field(default_factory=Mirror)
+    herald: HeraldSpec = field(default_factory=HeraldSpec)
 
     def is_last(self, epoch: int) -> bool:
         """Whether the run ends with an epoch."""

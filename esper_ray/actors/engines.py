@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from esper_ray.actors.calls import Calls
 from esper_ray.actors.coordinator_spec import CoordinatorSpec
+from esper_ray.actors.event_hub import open_hub
 from esper_ray.actors.layer_actor import Restore
 from esper_ray.actors.lifecycle_coordinator import LifecycleCoordinator
 from esper_ray.actors.pipeline import ActorPipeline, LocalPipeline
@@ -149,6 +150,7 @@ class RayEngine:
     def open(self, start: Start) -> None:
         """See Engine."""
         self._start, self._standing, self._term = start, None, 1
+        self._hub = open_hub(start.coordinator.herald.events, start.root)
         self._place()
         self._set_up(start)
         pipeline = ActorPipeline(self.actors, start.stage_of)

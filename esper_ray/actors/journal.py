@@ -145,10 +145,14 @@ class Journal:
             gate=gate_json(fault.tensor, {"loss": fault.loss}, {}, verdict),
         )
 
-    def fault(self, cause: str, about: str) -> None:
-        """Something went wrong and was dealt with, as `cause` says: REWOUND, REPLACED."""
-        where, gate = self._next("", -1, -1), gate_json("", {}, {}, about[:_MOST_TEXT])
-        self._add(EventKind.FAULT, where, np.array([-1]), cause=cause, gate=gate)
+    def fault(
+        self, cause: str, about: str, layer: str = "", seed_id: int = -1, commit: int = -1
+    ) -> None:
+        """Something went wrong and was dealt with: a short name in capitals, and what was done."""
+        where = self._next(layer, -1, -1)
+        told = gate_json(cause.lower(), {}, {}, about[:_MOST_TEXT])
+        ids = np.array([seed_id])
+        self._add(EventKind.FAULT, where, ids, cause=cause, gate=told, checkpoint_id=commit)
 
     def news(self) -> News:
         """What it has got since this was last asked."""
@@ -161,7 +165,8 @@ class Journal:
         self.sequence, self._parts, self._told = news.sequence, [*news.parts], 0
 
     def drain(self) -> Events:
-        """All events so far; the journal is empty afterwards."""
+        """All events so far; the commit that takes them has a number of its own."""
+        self.sequence += 1
         events, self._parts, self._told = Events.concatenate(self._parts), [], 0
         return events
 

@@ -13,6 +13,7 @@ from esper_ray.actors.decider import Decider, evaluated
 from esper_ray.actors.deliveries import Deliveries
 from esper_ray.actors.delivery import Delivery
 from esper_ray.actors.governing import Governor
+from esper_ray.actors.herald import Herald
 from esper_ray.actors.journal import Journal
 from esper_ray.actors.observation import Observation, moves_of
 from esper_ray.actors.pipeline import Pipeline
@@ -57,6 +58,7 @@ class LifecycleCoordinator:
         self._work = Work()
         self._notes: list[str] = []
         self._wish = Wish.RUN
+        self._herald = Herald(spec.herald, root)
 
     @property
     def _progress(self) -> Progress:
@@ -84,6 +86,7 @@ class LifecycleCoordinator:
         self._deliveries = Deliveries(epoch.run_epoch)
         if fault:
             self._journal.fault("REWOUND", fault)
+        await self._herald.start(self._journal, epoch)
 
     async def take_over(
         self,
@@ -150,6 +153,7 @@ class LifecycleCoordinator:
     async def _end_epoch(self, epoch: int) -> EpochReport:
         self._notes = []
         reports, retired = await self._mended(await self._arrivals.of(epoch))
+        self._herald.arrived(reports)
         losses, step = reports[-1].losses, reports[-1].step
         self._losses += [(step - len(losses) + i, loss) for i, loss in enumerate(losses)]
         self._progress.trained(losses)
@@ -159,7 +163,7 @@ class LifecycleCoordinator:
         self._progress.seeds = count_seeds(now.telemetry, applied)
         wish = self._wish
         commit, upload_error = await self._commit_if_due(now, decisions, applied, wish)
-        return EpochReport(
+        report = EpochReport(
             epoch=epoch,
             step=step,
             losses=losses,
@@ -175,6 +179,8 @@ class LifecycleCoordinator:
             notes=tuple(self._notes),
             wish=wish.value,
         )
+        await self._herald.boundary(report, last=epoch + 1 == self._spec.epochs)
+        return report
 
     async def evaluate(self, split: str) -> Evaluation:
         """The model as it is on one split."""
@@ -251,7 +257,8 @@ class LifecycleCoordinator:
             by_policy = decided.take(~by_people(decided.requests.cause))
             self._journal.refusals(by_policy, now.epoch, now.step)
         try:
-            seq = await self._commit(now)
+            with self._herald.saving():
+                seq = await self._commit(now)
         except StorageUnavailable as error:
             if last or not self._spec.upload_errors_pass:
                 raise
@@ -274,6 +281,7 @@ class LifecycleCoordinator:
             "epoch": now.epoch + 1,
             "samples": now.step * self._spec.batch_size,
             "coordinator": self._progress.to_json(),
+            **self._herald.stored(),
         }
         seq = self._seq
         told = event_log.encode(events)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from esper_ray.config.events import EventsConfig
 from esper_ray.config.section import (
     MOST_INT16,
     Fraction,
@@ -239,6 +240,7 @@ class RunConfig(Section):
     lifecycle: LifecycleConfig = Field(default_factory=LifecycleConfig)
     storage: StorageConfig = Field(default_factory=StorageConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    events: EventsConfig = Field(default_factory=EventsConfig)
 
     @field_validator("run")
     @classmethod
@@ -258,7 +260,7 @@ class RunConfig(Section):
 
     def identity(self) -> dict[str, Any]:
         """What must not change when a run is resumed, as plain values by dotted name."""
-        kept = self.model_dump(mode="json", exclude={"storage", "cluster"})
+        kept = self.model_dump(mode="json", exclude={"storage", "cluster", "events"})
         kept["train"].pop("epochs")
         return dict(_flatten(kept))
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from types import MappingProxyType
@@ -15,6 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from esper_ray.errors import CorruptError
+from esper_ray.events import arrow_reading
+from esper_ray.events.arrow_reading import TEXT, arrow_schema, read_columns
 from esper_ray.events.gate import MAX_TEXT_BYTES, Gate, gate_json, parse_gate
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
 ]
 
 VERSION: Final = 1
-ROWS_PER_BATCH: Final = 65_536
 
 
 class EventKind(IntEnum):
@@ -91,16 +91,9 @@ SCHEMA: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Columns of the log and their types; "utf8" is a list of str, the others are numpy's."""
 
-_TEXT = "utf8"
-_NOT_APPLICABLE: Mapping[str, Any] = {"f": math.nan, "i": -1, "u": 0, _TEXT: ""}
-_METADATA = {b"esper-log": str(VERSION).encode()}
-_ARROW_SCHEMA = pa.schema(
-    [pa.field(name, pa.type_for_alias(kind), nullable=False) for name, kind in SCHEMA.items()],
-    metadata=_METADATA,
-)
+_NOT_APPLICABLE: Mapping[str, Any] = {"f": math.nan, "i": -1, "u": 0, TEXT: ""}
+_ARROW_SCHEMA = arrow_schema(SCHEMA, {"esper-log": str(VERSION)})
 _HEAD, _TAIL = b"ARROW1\0\0", b"ARROW1"
-# Arrow reports bad input by its own type and by most of these.
-_ARROW_ERRORS = (pa.ArrowException, ValueError, TypeError, KeyError, OSError, MemoryError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +106,7 @@ class Events:
         if list(self.columns) != list(SCHEMA):
             raise ValueError(f"events have the columns {list(SCHEMA)}, got {list(self.columns)}")
         for name, values in self.columns.items():
-            text = SCHEMA[name] == _TEXT
+            text = SCHEMA[name] == TEXT
             right = isinstance(values, list) if text else values.dtype == np.dtype(SCHEMA[name])
             if not right or not (text or values.ndim == 1):
                 raise ValueError(f"column {name!r} is not one of {SCHEMA[name]}")
@@ -149,7 +142,7 @@ class Events:
         return cls(
             {
                 name: [value for part in parts for value in part.columns[name]]
-                if kind == _TEXT
+                if kind == TEXT
                 else np.concatenate([np.empty(0, kind), *(part.columns[name] for part in parts)])
                 for name, kind in SCHEMA.items()
             }
@@ -179,8 +172,8 @@ class Events:
 def _column(name: str, value: Any, rows: int) -> Any:
     kind = SCHEMA[name]
     if value is None:
-        value = _NOT_APPLICABLE[_TEXT if kind == _TEXT else np.dtype(kind).kind]
-    if kind == _TEXT:
+        value = _NOT_APPLICABLE[TEXT if kind == TEXT else np.dtype(kind).kind]
+    if kind == TEXT:
         return [value] * rows if isinstance(value, str) else list(value)
     given = np.asarray(value)
     # A loss beyond float32 is stored as infinite; NaN in a column of integers is refused below.
@@ -221,80 +214,22 @@ def encode(events: Events) -> bytes:
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=None)
     with pa.ipc.new_file(sink, _ARROW_SCHEMA, options=options) as writer:
-        writer.write_table(pa.Table.from_arrays(arrays, schema=_ARROW_SCHEMA), ROWS_PER_BATCH)
+        writer.write_table(
+            pa.Table.from_arrays(arrays, schema=_ARROW_SCHEMA), arrow_reading.ROWS_PER_BATCH
+        )
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
 
 def decode(data: bytes) -> Events:
     """The events of stored bytes; CorruptError unless they are of exactly this format."""
+    if not (data.startswith(_HEAD) and data.endswith(_TAIL)):
+        raise CorruptError("an event log does not begin and end as an Arrow file")
+    stream = pa.py_buffer(data).slice(len(_HEAD))
     try:
-        batches = list(_read_batches(data))
-        events = Events(
-            {name: _join(kind, [b.column(name) for b in batches]) for name, kind in SCHEMA.items()}
-        )
-    except (*_ARROW_ERRORS, struct.error) as error:
+        events = Events(read_columns(stream, SCHEMA, _ARROW_SCHEMA, "an event log"))
+    except ValueError as error:
         raise CorruptError(f"an event log cannot be read: {error}") from error
     if problem := _problem(events):
         raise CorruptError(f"an event log is damaged: {problem}")
     return events
-
-
-def _read_batches(data: bytes) -> Iterator[Any]:
-    if not (data.startswith(_HEAD) and data.endswith(_TAIL)):
-        raise CorruptError("an event log does not begin and end as an Arrow file")
-    # The stream inside the file, not its footer: every message is seen once, in order.
-    messages = iter(
-        pa.ipc.MessageReader.open_stream(pa.BufferReader(pa.py_buffer(data).slice(len(_HEAD))))
-    )
-    first = next(messages, None)
-    if first is None or first.type != "schema":
-        raise CorruptError("an event log does not begin with its schema")
-    _check_schema(pa.ipc.read_schema(first))
-    for message in messages:
-        if message.type != "record batch":
-            raise CorruptError(f"an event log holds a {message.type}")
-        if _is_compressed(message.metadata.to_pybytes()):
-            raise CorruptError("an event log is compressed, which is refused")
-        batch = pa.ipc.read_record_batch(message, _ARROW_SCHEMA)
-        batch.validate(full=True)
-        if batch.num_rows > ROWS_PER_BATCH or any(column.null_count for column in batch.columns):
-            raise CorruptError("an event log has a batch that is too long, or nulls")
-        yield batch
-
-
-def _check_schema(found: Any) -> None:
-    version = (found.metadata or {}).get(b"esper-log", b"")
-    if version.isdigit() and int(version) > VERSION:
-        raise CorruptError("an event log was written by a newer version", "update esper-ray")
-    if not found.equals(_ARROW_SCHEMA, check_metadata=True):
-        raise CorruptError(f"an event log has other columns or metadata: {str(found)[:500]}")
-
-
-def _is_compressed(message: bytes) -> bool:
-    """Whether a record batch says so; Arrow has checked the offsets, but would also decompress.
-
-    Fields 2 of Message (the header) and 3 of RecordBatch (compression) in Arrow's Message.fbs.
-    """
-    header = _field(message, _target(message, 0), 2)
-    return header is None or _field(message, _target(message, header), 3) is not None
-
-
-def _target(message: bytes, at: int) -> int:
-    offset: int = struct.unpack_from("<I", message, at)[0]
-    return at + offset
-
-
-def _field(message: bytes, table: int, index: int) -> int | None:
-    vtable = table - struct.unpack_from("<i", message, table)[0]
-    slot = 4 + 2 * index
-    if slot >= struct.unpack_from("<H", message, vtable)[0]:
-        return None
-    offset = struct.unpack_from("<H", message, vtable + slot)[0]
-    return table + offset if offset else None
-
-
-def _join(kind: str, arrays: list[Any]) -> Any:
-    if kind == _TEXT:
-        return [text for array in arrays for text in array.to_pylist()]
-    return np.concatenate([np.empty(0, kind), *(array.to_numpy() for array in arrays)])

@@ -54,7 +54,7 @@ class EpochRecord:
         return record
 
 
-def _chain(epochs: Sequence[EpochRecord]) -> Iterator[tuple[EpochRecord, int | None]]:
+def chain(epochs: Sequence[EpochRecord]) -> Iterator[tuple[EpochRecord, int | None]]:
     """Starts of the current history, newest first, each with the last commit that counts of it."""
     last: int | None = None
     for epoch in sorted(epochs, key=lambda epoch: epoch.run_epoch, reverse=True):
@@ -71,7 +71,7 @@ def lineage(epochs: Sequence[EpochRecord], seqs: Iterable[int]) -> list[int]:
     stored = sorted(set(seqs), reverse=True)
     return [
         seq
-        for epoch, last in _chain(epochs)
+        for epoch, last in chain(epochs)
         for seq in stored
         if seq >= epoch.next_seq and (last is None or seq <= last)
     ]
@@ -191,8 +191,8 @@ class RunLog:
 
     def source(self, upto: int | None = None) -> str | None:
         """URL of the other place that this history continues, None if it begins here."""
-        chain = list(_chain(leading_to(upto, self.epochs())))
-        return chain[-1][0].source if chain else None
+        starts = list(chain(leading_to(upto, self.epochs())))
+        return starts[-1][0].source if starts else None
 
     def epochs(self) -> list[EpochRecord]:
         """Every start of this run, oldest first; CorruptError if a record is damaged."""

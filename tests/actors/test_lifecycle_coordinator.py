@@ -210,7 +210,7 @@ async def test_sequence_goes_on_after_a_resume(root: Root) -> None:
     coordinator, *_ = await build(root, epochs=1)
     await run_epoch(coordinator, report(0, telemetry([S.DORMANT] * 2, epochs=1)))
     stored = RunLog(root).read_commit(1)["coordinator"]
-    assert stored["sequence"] == max(logged(root).columns["sequence"].tolist())
+    assert stored["sequence"] == max(logged(root).columns["sequence"].tolist()) + 1  # its own
     resumed, *_ = await build(root, stored, resumed_from=1, epochs=2)
     await run_epoch(resumed, report(1, telemetry([S.GERMINATED] * 2, epochs=1)))
     sequence = logged(root).columns["sequence"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from esper_ray.errors import CorruptError
-from esper_ray.events import gate, log
+from esper_ray.events import arrow_reading, gate
 from esper_ray.events.log import (
     SCHEMA,
     EventKind,
@@ -111,12 +111,12 @@ def test_every_value_comes_back_bit_for_bit(events: Events) -> None:
 
 
 def test_batches_are_bounded_and_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "ROWS_PER_BATCH", 3)
+    monkeypatch.setattr(arrow_reading, "ROWS_PER_BATCH", 3)
     events = Events.build(EventKind.ERRORS, "a", np.arange(8), 0, 0, 8, seed_id=np.arange(8))
     data = encode(events)
     assert pa.ipc.open_file(data).num_record_batches == 3
     assert same(decode(data), events)
-    monkeypatch.setattr(log, "ROWS_PER_BATCH", 2)
+    monkeypatch.setattr(arrow_reading, "ROWS_PER_BATCH", 2)
     with pytest.raises(CorruptError, match="too long"):
         decode(data)
 
