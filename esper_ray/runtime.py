@@ -12,7 +12,7 @@ from esper_ray.actors.engines import Engine, LocalEngine, RayEngine, Start
 from esper_ray.actors.layer_actor import Restore
 from esper_ray.actors.placement import ClusterSettings
 from esper_ray.actors.remote import RemoteActor
-from esper_ray.actors.run_point import RunPoint
+from esper_ray.actors.run_point import Found
 from esper_ray.actors.stopping import StopSignal, Wish
 from esper_ray.actors.supervision import FaultLimits, Point, Supervisor
 from esper_ray.config import RunConfig
@@ -43,21 +43,6 @@ class RunResult:
     states_visited: tuple[str, ...]
     transitions: int
     checkpoint: str
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A verified commit to start from."""
-
-    root: Root
-    seq: int
-    body: Mapping[str, Any]
-    point: RunPoint
-
-    @classmethod
-    def read(cls, root: Root, seq: int, body: Mapping[str, Any]) -> Found:
-        """The commit `seq`; CorruptError where what it says of the run is impossible."""
-        return cls(root, seq, body, RunPoint.from_json(body))
 
 
 def _ignore(_: object) -> None:

@@ -118,7 +118,9 @@ class RayRim:
         for name, metric in METRICS.items():
             given: dict[str, Any] = {"tag_keys": ("run", *metric.tags)}
             if metric.kind == "histogram":
-                made = metrics.Histogram(name, metric.about, boundaries=list(_SECONDS), **given)
+                made: Any = metrics.Histogram(
+                    name, metric.about, boundaries=list(_SECONDS), **given
+                )
             else:
                 made = kinds[metric.kind](name, metric.about, **given)
             self._made[name] = made

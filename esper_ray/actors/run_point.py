@@ -8,6 +8,7 @@ from typing import Any
 
 from esper_ray.actors.progress import Progress
 from esper_ray.errors import CorruptError
+from esper_ray.storage import Root
 
 _TEXTS = ("run", "time", "config_digest")
 
@@ -40,3 +41,18 @@ class RunPoint:
                 raise CorruptError(f"a commit has no table of its {name}")
         told = {name: body[name] for name in cls.__slots__ if name != "progress"}
         return cls(**told, progress=Progress.from_json(body["coordinator"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A verified commit to start from."""
+
+    root: Root
+    seq: int
+    body: Mapping[str, Any]
+    point: RunPoint
+
+    @classmethod
+    def read(cls, root: Root, seq: int, body: Mapping[str, Any]) -> Found:
+        """The commit `seq`; CorruptError where what it says of the run is impossible."""
+        return cls(root, seq, body, RunPoint.from_json(body))
