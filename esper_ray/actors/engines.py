@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from esper_ray.actors.layer_actor import Restore
+from esper_ray.actors.grid import Grid
+from esper_ray.actors.layer_actor import Restore, Wiring
 from esper_ray.actors.lifecycle_coordinator import CoordinatorSpec, LifecycleCoordinator
-from esper_ray.actors.pipeline import ActorPipeline, LocalPipeline
+from esper_ray.actors.pipeline import ActorPipeline, LocalPipeline, homes
 from esper_ray.actors.placement import Cluster, ClusterSettings
 from esper_ray.actors.remote import RemoteActor
 from esper_ray.errors import EsperError, RunFailed
@@ -25,12 +26,19 @@ class Start:
     """What an engine is built from; `restore` and `progress` come from a run commit."""
 
     stages: tuple[StageSpec, ...]
-    stage_of: Mapping[str, int]
+    grid: Grid
+    transport: str
     coordinator: CoordinatorSpec
     root: Root
     restore: Restore | None
     progress: Mapping[str, object] | None
     epoch: EpochRecord
+
+    @property
+    def shards(self) -> tuple[StageSpec, ...]:
+        """What each actor is built from, by its rank."""
+        places = map(self.grid.place, range(self.grid.world))
+        return tuple(replace(self.stages[stage], shard=shard) for stage, shard in places)
 
 
 class Engine(Protocol):
@@ -78,7 +86,8 @@ class LocalEngine:
         self._pipeline = LocalPipeline(
             start.stages, start.root, start.restore, start.epoch.run_epoch
         )
-        self._coordinator = LifecycleCoordinator(start.coordinator, start.root)
+        spec = replace(start.coordinator, actors=len(start.stages))  # here no stage is split
+        self._coordinator = LifecycleCoordinator(spec, start.root)
         setup = self._coordinator.setup(self._pipeline, start.progress, start.epoch)
         self._runner.run(setup)
 
@@ -122,20 +131,31 @@ class RayEngine:
     def open(self, start: Start) -> None:
         """See Engine."""
         self.actors, self._coordinator = self._cluster.place(
-            start.stages, start.coordinator, start.root
+            start.shards, start.coordinator, start.root
         )
-        last, run_epoch = len(self.actors) - 1, start.epoch.run_epoch
-        setups = []
-        for index, layer in enumerate(self.actors):
-            peers: dict[str, RemoteActor] = {}
-            if index > 0:
-                peers["previous"] = self.actors[index - 1]
-            if index < last:
-                peers["next"] = self.actors[index + 1]
-            setups.append(layer.submit("setup", peers, self._coordinator, start.restore, run_epoch))
-        self._wait(setups)
-        pipeline = ActorPipeline(self.actors, start.stage_of)
+        self._set_up(start)
+        pipeline = ActorPipeline(self.actors, start.grid, homes(start.stages))
         self._ask("setup", pipeline, start.progress, start.epoch)
+
+    def _set_up(self, start: Start) -> None:
+        """Have every actor build its stage, and meet the others, as of this run epoch."""
+        grid, run_epoch = start.grid, start.epoch.run_epoch
+        meeting = None
+        if start.transport == "torch_dist":
+            asked = self.actors[0].submit("open_store", grid.world, run_epoch)
+            [meeting] = self._wait([asked])
+        self._wait(
+            [
+                layer.submit(
+                    "setup",
+                    Wiring(grid, rank, self.actors, meeting),
+                    self._coordinator,
+                    start.restore,
+                    run_epoch,
+                )
+                for rank, layer in enumerate(self.actors)
+            ]
+        )
 
     def train_epoch(self, first_step: int, steps: int) -> None:
         """See Engine. One call per actor and step, a window of them submitted at a time."""

@@ -16,6 +16,7 @@ from esper_ray.actors.observation import Observation, moves_of
 from esper_ray.actors.pipeline import Pipeline
 from esper_ray.actors.progress import Progress, count_seeds
 from esper_ray.actors.protocol import Reception, Stamped
+from esper_ray.actors.sharding import merged_reports
 from esper_ray.errors import RunFailed, StorageUnavailable
 from esper_ray.events import log as event_log
 from esper_ray.events.messages import (
@@ -42,7 +43,7 @@ class CoordinatorSpec:
     The module of `factory`, the model's, may register strategies of its own.
     """
 
-    stages: int
+    actors: int
     epochs: int
     batch_size: int
     every_epochs: int
@@ -75,7 +76,7 @@ class LifecycleCoordinator:
         load_module(spec.factory)
         self._spec, self._root = spec, root
         self._decider = Decider(spec.policy, spec.manager, spec.grafting)
-        self._reports: dict[int, StageReport] = {}
+        self._reports: dict[tuple[int, int], StageReport] = {}
         self._arrived = asyncio.Event()
         self._journal, self._deliveries = Journal(0), Deliveries(0)
         self._losses: list[tuple[int, float]] = []
@@ -98,10 +99,11 @@ class LifecycleCoordinator:
         self._deliveries = Deliveries(epoch.run_epoch)
 
     async def ingest(self, report: StageReport) -> None:
-        """Take a stage's report; the newest of a stage wins, in whatever order they arrive."""
-        known = self._reports.get(report.stage)
+        """Take an actor's report; the newest of an actor wins, in whatever order they arrive."""
+        who = report.stage, report.shard
+        known = self._reports.get(who)
         if known is None or report.epoch >= known.epoch:
-            self._reports[report.stage] = report
+            self._reports[who] = report
             self._arrived.set()
 
     async def request(self, action: str, layer_id: str, seed_ids: Sequence[int]) -> int:
@@ -147,14 +149,14 @@ class LifecycleCoordinator:
     async def _collect(self, epoch: int) -> list[StageReport]:
         while True:
             fresh = [r for r in self._reports.values() if r.epoch == epoch]
-            if len(fresh) == self._spec.stages:
-                return sorted(fresh, key=lambda r: r.stage)
+            if len(fresh) == self._spec.actors:
+                return merged_reports(fresh)
             self._arrived.clear()
             try:
                 await asyncio.wait_for(self._arrived.wait(), self._spec.timeout_s)
             except TimeoutError as error:
                 raise RunFailed(
-                    f"{len(fresh)} of {self._spec.stages} stages reported epoch {epoch} within "
+                    f"{len(fresh)} of {self._spec.actors} actors reported epoch {epoch} within "
                     f"{self._spec.timeout_s:.0f} s"
                 ) from error
 

@@ -85,26 +85,31 @@ class Cluster:
     def place(
         self, specs: tuple[StageSpec, ...], coordinator: CoordinatorSpec, root: Root
     ) -> tuple[list[RemoteActor], RemoteActor]:
-        """One LayerActor per stage, one CPU each, and the coordinator."""
+        """One LayerActor for each of `specs`, with a CPU and perhaps a GPU, and the coordinator."""
         import ray
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        group = placement_group([{"CPU": 1.0}] * len(specs), strategy="PACK")
+        gpus = float(any(spec.device == "cuda" for spec in specs))
+        each = {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
+        group = placement_group([each] * len(specs), strategy="PACK")
         self._groups.append(group)
         if not group.wait(self.settings.wait_for_resources_s):
-            raise ResourcesTimeout(_shortage(len(specs), self.settings.wait_for_resources_s))
+            scarce = "GPU" if gpus else "CPU"
+            waited_s = self.settings.wait_for_resources_s
+            raise ResourcesTimeout(_shortage(len(specs), scarce, waited_s))
         decorate: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)  # type: ignore[call-overload]
         layer_class = decorate(LayerActor)
         layers = [
             layer_class.options(
                 num_cpus=1,
+                num_gpus=gpus,
                 max_restarts=0,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    group, placement_group_bundle_index=index
+                    group, placement_group_bundle_index=bundle
                 ),
             ).remote(spec, root, self.settings.step_timeout_s)
-            for index, spec in enumerate(specs)
+            for bundle, spec in zip(_by_node(group), specs, strict=True)
         ]
         coordinator_class: Any = ray.remote(LifecycleCoordinator)
         central = coordinator_class.options(num_cpus=0).remote(coordinator, root)
@@ -176,14 +181,22 @@ def _use_token(*, private: bool) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
-def _shortage(needed: int, waited_s: float) -> str:
+def _by_node(group: PlacementGroup) -> list[int]:
+    """Bundles so that neighbours lie on one node: their own order says nothing of it."""
+    from ray.util.placement_group import placement_group_table
+
+    nodes = placement_group_table(group)["bundles_to_node_id"]
+    return sorted(nodes, key=lambda bundle: (nodes[bundle], bundle))
+
+
+def _shortage(needed: int, what: str, waited_s: float) -> str:
     import ray
 
     total, free = (
-        int(resources().get("CPU", 0))  # type: ignore[no-untyped-call]
+        int(resources().get(what, 0))  # type: ignore[no-untyped-call]
         for resources in (ray.cluster_resources, ray.available_resources)
     )
-    return f"need {needed} CPU, cluster has {total} ({free} free) after {waited_s:.0f} s"
+    return f"need {needed} {what}, cluster has {total} ({free} free) after {waited_s:.0f} s"
 
 
 def _first_line(error: Exception) -> str:

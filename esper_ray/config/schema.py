@@ -55,6 +55,10 @@ class TrainConfig(Section):
     """Learning rate of the host."""
     micro_batches: Size = 2
     """Pieces that a batch is cut into on its way through the stages."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Of host and seeds; a host that its factory builds in bfloat16 stays so under `float32`."""
+    recompute: bool = False
+    """Whether activations are computed again for the backward instead of kept in memory."""
 
 
 class SelectionConfig(Section):
@@ -206,8 +210,14 @@ class ClusterConfig(Section):
 
     address: str = "local"
     """`local` starts a cluster and ends it with the run; else `auto` or HOST:PORT."""
-    transport: Literal["auto", "object_store"] = "auto"
-    """How activations and gradients travel; `auto` means `object_store`."""
+    transport: Literal["auto", "torch_dist", "object_store"] = "auto"
+    """How activations and gradients travel: `torch_dist` from device to device, `object_store`
+    through Ray. `auto` means `torch_dist` where there are several actors."""
+    shards: Size | None = None
+    """Actors that share each stage whose layers can be split; by default `gpus` over the stages,
+    at least 1."""
+    gpus: Annotated[int, Field(ge=0, le=4096)] = 0
+    """GPUs of the run, one for each actor; 0 runs it on CPUs."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """Torch threads of each actor."""
     wait_for_resources_s: Rate = 120.0
