@@ -120,13 +120,26 @@ def plan_document(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
         },
         "storage": config.storage_url,
         "address": config.cluster.address,
-        "transport": "object_store",
-        "actors": [
-            {"actor": "LayerActor", "stage": stage.name, "cpus": 1} for stage in plan.stages
-        ],
+        "transport": plan.transport,
+        "actors": [_actor(plan, rank) for rank in range(plan.grid.world)],
         "layers": [
             {name: getattr(layer, name) for name in layer.__slots__} for layer in plan.layers
         ],
+    }
+
+
+def _actor(plan: RunPlan, rank: int) -> dict[str, Any]:
+    index, shard = plan.grid.place(rank)
+    stage = plan.stages[index]
+    return {
+        "actor": "LayerActor",
+        "rank": rank,
+        "stage": stage.name,
+        "shard": shard.index,
+        "shards": shard.count,
+        "device": stage.device,
+        "cpus": 1,
+        "gpus": int(stage.device == "cuda"),
     }
 
 

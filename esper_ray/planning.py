@@ -14,6 +14,7 @@ from torch import Tensor
 from esper_ray import data
 from esper_ray.actors.coordinator_spec import CoordinatorSpec
 from esper_ray.actors.event_hub import EventSettings
+from esper_ray.actors.grid import Grid
 from esper_ray.actors.herald import HeraldSpec
 from esper_ray.blueprints import blueprint
 from esper_ray.config import RunConfig
@@ -49,6 +50,8 @@ class LayerPlan:
     host_parameters: int
     seed_parameters: int
     bytes: int
+    whole: str = ""
+    """Why it cannot be split over several actors, if it cannot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,9 @@ class RunPlan:
 
     stages: tuple[StageSpec, ...]
     layers: tuple[LayerPlan, ...]
+    grid: Grid
+    transport: str
+    """`torch_dist` or `object_store`."""
     coordinator: CoordinatorSpec
     card: DatasetCard
 
@@ -98,10 +104,48 @@ def plan_run(config: RunConfig) -> RunPlan:
             layers=tuple(_layer_spec(config, m) for m in matched if m.stage == index),
             seeds=seeds,
             data=source,
+            device="cuda" if config.cluster.gpus else "cpu",
+            dtype=config.train.precision,
+            recompute=config.train.recompute,
         )
         for index, factory in enumerate(factories)
     )
-    return RunPlan(stages, layers, _coordinator_spec(config, len(stages), layers), dataset.card)
+    grid = _grid(config, len(stages), matched)
+    return RunPlan(
+        stages=stages,
+        layers=layers,
+        grid=grid,
+        transport=_transport(config.cluster.transport, grid),
+        coordinator=_coordinator_spec(config, grid.world, layers),
+        card=dataset.card,
+    )
+
+
+def _grid(config: RunConfig, stages: int, matched: Sequence[ModuleInfo]) -> Grid:
+    """Actors of each stage: it is split where every layer of it that carries seeds can be."""
+    cluster = config.cluster
+    shards = cluster.shards or max(1, cluster.gpus // stages)
+    if cluster.shards and cluster.shards > config.seeds.seeds_per_layer:
+        raise ConfigError(
+            f"cluster.shards {shards} is more than seeds.seeds_per_layer",
+            f"set it to at most {config.seeds.seeds_per_layer}",
+        )
+    shards = min(shards, config.seeds.seeds_per_layer)
+    whole = {module.stage for module in matched if module.why_whole}
+    seeded = {module.stage for module in matched} - whole
+    grid = Grid(tuple(shards if index in seeded else 1 for index in range(stages)))
+    if cluster.gpus and cluster.gpus < grid.world:
+        raise ConfigError(
+            f"cluster.gpus {cluster.gpus} is too few for {grid.world} actors",
+            "give each actor a GPU, lower cluster.shards, or set cluster.gpus to 0",
+        )
+    return grid
+
+
+def _transport(asked: str, grid: Grid) -> str:
+    if asked != "auto":
+        return asked
+    return "torch_dist" if grid.world > 1 else "object_store"
 
 
 def _with_blueprint(config: RunConfig, matched: Sequence[ModuleInfo]) -> RunConfig:
@@ -125,17 +169,18 @@ def _layer_spec(config: RunConfig, module: ModuleInfo) -> LayerSpec:
     return LayerSpec(
         layer_id=module.layer_id,
         path=module.path,
-        width=module.shape[-1],
+        width=module.width,
         num_seeds=config.seeds.seeds_per_layer,
         chunk_sizes=tuple(sizes) if sizes else None,
         inputs=module.inputs,
+        feature_dim=module.feature_dim,
     )
 
 
 def _layer_plan(
     config: RunConfig, seeds: SeedSpec, factories: list[StageFactory], module: ModuleInfo
 ) -> LayerPlan:
-    count, width = config.seeds.seeds_per_layer, module.shape[-1]
+    count, width = config.seeds.seeds_per_layer, module.width
     if count > width:
         raise ConfigError(
             f"layer {module.layer_id!r} has {width} features, too few for {count} seeds",
@@ -159,16 +204,17 @@ def _layer_plan(
         host_parameters=module.parameters,
         seed_parameters=cost.parameters,
         bytes=cost.bytes,
+        whole=module.why_whole,
     )
 
 
 def _coordinator_spec(
-    config: RunConfig, stages: int, layers: Sequence[LayerPlan]
+    config: RunConfig, actors: int, layers: Sequence[LayerPlan]
 ) -> CoordinatorSpec:
     identity = config.identity()
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return CoordinatorSpec(
-        stages=stages,
+        actors=actors,
         epochs=config.train.epochs,
         batch_size=config.data.batch_size,
         every_epochs=config.storage.every_epochs,

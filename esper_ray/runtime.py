@@ -169,7 +169,7 @@ class Runtime:
         self.root.names("")  # a place that cannot be used fails here, before anything starts
         self._tell(self._mirror.check(self._log()))
         self._found = found = self._find(resume)
-        self._engine.connect(len(self.plan.stages))
+        self._engine.connect(self.plan.grid.world)
         self._engine.open(self._start(found))
         return found
 
@@ -283,7 +283,8 @@ class Runtime:
             progress = found.point.coordinator
         return Start(
             stages=self.plan.stages,
-            stage_of=self.plan.stage_of,
+            grid=self.plan.grid,
+            transport=self.plan.transport,
             coordinator=replace(
                 self.plan.coordinator,
                 signing_key=self._key,

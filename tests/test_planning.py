@@ -145,7 +145,7 @@ def test_settings_reach_the_specs() -> None:
         2,
     )
     assert (stage.seeds.grafting.ramp_epochs, stage.seeds.grafting.pause_epochs) == (5, 1)
-    assert (coordinator.stages, coordinator.epochs, coordinator.every_epochs) == (2, 7, 6)
+    assert (coordinator.actors, coordinator.epochs, coordinator.every_epochs) == (2, 7, 6)
     assert coordinator.timeout_s == 9.0
     policy = coordinator.policy
     assert policy.blueprint_id == blueprint("autoencoder").blueprint_id

@@ -19,7 +19,7 @@ class CoordinatorSpec:
     The module of `factory`, the model's, may register strategies of its own.
     """
 
-    stages: int
+    actors: int
     epochs: int
     batch_size: int
     every_epochs: int

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 from esper_ray.actors.calls import Calls
 from esper_ray.actors.coordinator_spec import CoordinatorSpec
 from esper_ray.actors.event_hub import open_hub
-from esper_ray.actors.layer_actor import Restore
+from esper_ray.actors.grid import Grid
+from esper_ray.actors.layer_actor import Restore, Wiring
 from esper_ray.actors.lifecycle_coordinator import LifecycleCoordinator
-from esper_ray.actors.pipeline import ActorPipeline, LocalPipeline
+from esper_ray.actors.pipeline import ActorPipeline, LocalPipeline, homes
 from esper_ray.actors.placement import Cluster, ClusterSettings
 from esper_ray.actors.remote import RemoteActor
 from esper_ray.actors.standing import Standing
@@ -30,7 +31,8 @@ class Start:
     """What an engine is built from; `restore` and `progress` come from a run commit."""
 
     stages: tuple[StageSpec, ...]
-    stage_of: Mapping[str, int]
+    grid: Grid
+    transport: str
     coordinator: CoordinatorSpec
     root: Root
     restore: Restore | None
@@ -38,6 +40,12 @@ class Start:
     epoch: EpochRecord
     fault: str = ""
     """What the run goes back for."""
+
+    @property
+    def shards(self) -> tuple[StageSpec, ...]:
+        """What each actor is built from, by its rank."""
+        places = map(self.grid.place, range(self.grid.world))
+        return tuple(replace(self.stages[stage], shard=shard) for stage, shard in places)
 
 
 class Engine(Protocol):
@@ -94,7 +102,8 @@ class LocalEngine:
         self._pipeline = LocalPipeline(
             start.stages, start.root, start.restore, start.epoch.run_epoch
         )
-        self._coordinator = LifecycleCoordinator(start.coordinator, start.root)
+        spec = replace(start.coordinator, actors=len(start.stages))  # here no stage is split
+        self._coordinator = LifecycleCoordinator(spec, start.root)
         setup = self._coordinator.setup(self._pipeline, start.progress, start.epoch, start.fault)
         self._runner.run(setup)
 
@@ -153,20 +162,22 @@ class RayEngine:
         self._hub = open_hub(start.coordinator.herald.events, start.root)
         self._place()
         self._set_up(start)
-        pipeline = ActorPipeline(self.actors, start.stage_of)
+        pipeline = ActorPipeline(self.actors, start.grid, homes(start.stages))
         self._ask("setup", pipeline, start.progress, start.epoch, start.fault)
 
     def _set_up(self, start: Start) -> None:
         """Have every actor build its stage, and meet the others, as of this run epoch."""
-        last, run_epoch = len(self.actors) - 1, start.epoch.run_epoch
+        grid, run_epoch = start.grid, start.epoch.run_epoch
+        meeting = None
+        if start.transport == "torch_dist":
+            asked = self.actors[0].submit("open_store", grid.world, run_epoch)
+            [meeting] = self._starting.wait([asked])
         setups = []
-        for index, layer in enumerate(self.actors):
-            peers: dict[str, RemoteActor] = {}
-            if index > 0:
-                peers["previous"] = self.actors[index - 1]
-            if index < last:
-                peers["next"] = self.actors[index + 1]
-            setups.append(layer.submit("setup", peers, self._coordinator, start.restore, run_epoch))
+        for rank, actor in enumerate(self.actors):
+            wiring = Wiring(grid, rank, self.actors, meeting)
+            setups.append(
+                actor.submit("setup", wiring, self._coordinator, start.restore, run_epoch)
+            )
         self._starting.wait(setups)
 
     def halt(self, reason: str) -> None:
@@ -234,7 +245,7 @@ class RayEngine:
         inboxes: dict[str, object] = {}
         for ends in self._calls.wait([a.submit("follow", *following) for a in self.actors]):
             inboxes |= ends
-        pipeline = ActorPipeline(self.actors, start.stage_of)
+        pipeline = ActorPipeline(self.actors, start.grid, homes(start.stages))
         self._ask("take_over", pipeline, self._standing, epoch, self._term, inboxes)
         self._calls.wait([actor.submit("report") for actor in self.actors])
         took_s = time.monotonic() - began
@@ -243,7 +254,7 @@ class RayEngine:
     def _place(self) -> None:
         start = self._start
         self.actors, self._coordinator = self._cluster.place(
-            start.stages, start.coordinator, start.root
+            start.shards, start.coordinator, start.root
         )
 
     @property

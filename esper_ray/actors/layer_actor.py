@@ -7,20 +7,23 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from esper_ray.actors import persistence
 from esper_ray.actors.boundary import Inbox, Receipts, StageBoundary
+from esper_ray.actors.conveyor import Conveyor, StageShards
+from esper_ray.actors.grid import Grid
 from esper_ray.actors.protocol import Answer, Stamp, Stamped
 from esper_ray.actors.schedule import Kind, plan
+from esper_ray.actors.torch_dist import Meeting, Rendezvous, TorchDistTransport
 from esper_ray.actors.transport import (
     Mailbox,
     ObjectStoreTransport,
-    Peer,
-    Send,
+    Receive,
     Tag,
     Teller,
+    Transport,
     from_array,
 )
 from esper_ray.errors import StepFailed
@@ -42,6 +45,7 @@ from esper_ray.storage import Root, RunLog, SegmentRef
 CONCURRENCY_GROUPS: Final = {"compute": 1, "control": 2, "io": 1}
 
 METHOD_GROUPS: Final = {
+    "open_store": "compute",
     "setup": "compute",
     "idle": "compute",
     "run_step": "compute",
@@ -76,35 +80,67 @@ class Restore:
         return RunLog(self.root, replicas=self.replicas)
 
 
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """How an actor reaches the others: all of them by Ray, or `meeting` for a process group."""
+
+    grid: Grid
+    rank: int
+    actors: Sequence[Teller]
+    meeting: Meeting | None = None
+
+
 class LayerActor:
-    """A stage, its neighbours and its mailbox; one call per optimiser step."""
+    """A shard of a stage, its neighbours and its mailbox; one call per optimiser step."""
 
     def __init__(self, spec: StageSpec, root: Root, timeout_s: float) -> None:
         self._spec, self._root, self._timeout_s = spec, root, timeout_s
-        self._mailbox = Mailbox(timeout_s)
         self._aborted: str | None = None
         self._ops = plan(spec.index, spec.count, spec.data.micro_batches)
+        self._mailbox = Mailbox(timeout_s)
+        self._transport: Transport | None = None
+        self._rendezvous: Rendezvous | None = None
+        self._run_epoch = 0
+
+    def open_store(self, world: int, run_epoch: int) -> Meeting:
+        """Keep the store by which the actors of a run epoch meet, on this node."""
+        import ray
+
+        host = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+        self._rendezvous = Rendezvous(host, world, run_epoch, self._timeout_s)
+        return self._rendezvous.meeting
 
     def setup(
-        self,
-        peers: Mapping[Peer, Teller],
-        coordinator: Teller,
-        restore: Restore | None,
-        run_epoch: int,
+        self, wiring: Wiring, coordinator: Teller, restore: Restore | None, run_epoch: int
     ) -> None:
         """Build the stage, restore it where asked, and meet the others.
 
         May be called again, for another run epoch: everything is built anew.
         """
+        if self._transport is not None:
+            self._transport.close()
         self._mailbox, self._aborted, self._run_epoch = Mailbox(self._timeout_s), None, run_epoch
-        self._transport = ObjectStoreTransport(self._mailbox, peers)
         self._coordinator = coordinator
         self._log = RunLog(self._root)
-        self._stage = Stage(self._spec)
+        self._transport = self._connect(wiring)
+        self._conveyor = Conveyor(self._transport, wiring.grid, wiring.rank)
+        ranks = wiring.grid.ranks(self._spec.index)
+        self._shards = StageShards(self._transport, ranks, self._spec.shard.index)
+        self._stage = Stage(self._spec, self._shards if len(ranks) > 1 else None)
         self._memory = StageMemory(self._stage)
         self._boundary = StageBoundary(self._stage, run_epoch)
         if restore is not None:
             persistence.restore_stage(self._stage, restore.log(), restore.segments, restore.step)
+
+    def _connect(self, wiring: Wiring) -> Transport:
+        device = torch.device(self._spec.device)
+        if wiring.meeting is None:
+            peers = dict(enumerate(wiring.actors))
+            return ObjectStoreTransport(self._mailbox, wiring.rank, peers, self._run_epoch, device)
+        own = self._rendezvous
+        if own is not None and own.meeting != wiring.meeting:
+            own = None
+        return TorchDistTransport(wiring.meeting, wiring.rank, device, self._timeout_s, own)
 
     # ---- compute: the only writer of tensors --------------------------------------------------
 
@@ -115,25 +151,25 @@ class LayerActor:
         self._step(step)
 
     def _step(self, step: int) -> None:
-        stage, sends = self._stage, list[Send]()
+        stage, conveyor = self._stage, self._conveyor
+        self._shards.begin("train", step)
         stage.begin_step(step)
+        before, after = self._neighbours()
         for kind, micro_batch in self._ops:
             self._go_on()
             forward = kind is Kind.FORWARD
-            tag: Tag = (kind.value, step, micro_batch)
-            source = not (self._spec.first if forward else self._spec.last)
-            received = self._transport.exchange(sends, [tag] if source else [])
+            tag = Tag(kind.value, step, micro_batch)
+            received = conveyor.turn(tag, before if forward else after)
             compute = stage.forward if forward else stage.backward
-            result = compute(micro_batch, received[0] if received else None)
-            sends = self._onward(result, tag, to_next=forward)
-        self._transport.exchange(sends, [])
+            result = compute(micro_batch, received)
+            conveyor.put(tag, after if forward else before, result)
+        conveyor.flush()
         stage.finish_step()
 
-    def _onward(self, result: Tensor | None, tag: Tag, *, to_next: bool) -> list[Send]:
-        at_end = self._spec.last if to_next else self._spec.first
-        if at_end or result is None:
-            return []
-        return [Send("next" if to_next else "previous", tag, result)]
+    def _neighbours(self) -> tuple[int | None, int | None]:
+        """Stages before and after this one."""
+        index = self._spec.index
+        return None if self._spec.first else index - 1, None if self._spec.last else index + 1
 
     def end_epoch(self, epoch: int) -> None:
         """Advance the seeds by one lifecycle epoch and report to the coordinator."""
@@ -171,14 +207,14 @@ class LayerActor:
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation | None:
         """The whole split forward under every alpha setting; changes nothing."""
-        sends: list[Send] = []
+        before, after = self._neighbours()
+        self._shards.begin("evaluate", request.number)
         for number in range(self._stage.evaluation_batches(request)):
             self._go_on()
-            tag: Tag = ("evaluate", request.number, number)
-            received = self._transport.exchange(sends, [] if self._spec.first else [tag])
-            y = self._stage.evaluate(request, number, received[0] if received else None)
-            sends = self._onward(y, tag, to_next=True)
-        self._transport.exchange(sends, [])
+            tag = Tag("evaluate", request.number, number, steady=False)
+            received = self._conveyor.turn(tag, before)
+            self._conveyor.put(tag, after, self._stage.evaluate(request, number, received))
+        self._conveyor.flush()
         return self._stage.evaluation()
 
     def apply(self, metrics: Sequence[MetricsBatch]) -> Receipts:
@@ -218,8 +254,12 @@ class LayerActor:
     def abort(self, reason: str) -> None:
         """Make the step fail, and all that are queued, until the next `setup`."""
         self._aborted = reason
-        self._mailbox.abort(reason)
+        if self._transport is not None:
+            self._transport.abort(reason)
 
-    def deliver(self, tag: Tag, array: NDArray[np.generic], dtype: str) -> None:
-        """Take in a tensor from a neighbour."""
-        self._mailbox.put(tag, from_array(array, dtype))
+    def deliver(
+        self, run_epoch: int, what: Receive, array: NDArray[np.generic], dtype: str
+    ) -> None:
+        """Take in a tensor from another actor; one of another run epoch is dropped."""
+        if run_epoch == self._run_epoch:
+            self._mailbox.put(what, from_array(array, dtype))

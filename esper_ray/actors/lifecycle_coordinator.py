@@ -50,7 +50,7 @@ class LifecycleCoordinator:
         load_module(spec.factory)
         self._spec, self._root = spec, root
         self._decider = Decider(spec.policy, spec.manager, spec.grafting)
-        self._arrivals = Arrivals(spec.stages, spec.timeout_s)
+        self._arrivals = Arrivals(spec.actors, spec.timeout_s)
         self._journal, self._deliveries = Journal(0), Deliveries(0)
         self._losses: list[tuple[int, float]] = []
         self._seq = self._run_epoch = 0

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from esper_ray.actors import persistence
 from esper_ray.actors.boundary import Receipts, StageBoundary, require_taken
+from esper_ray.actors.grid import Grid
 from esper_ray.actors.layer_actor import Restore
 from esper_ray.actors.protocol import Stamp, Stamped
+from esper_ray.actors.sharding import merged_receipt, merged_reports, split_rows
 from esper_ray.events.messages import (
     Evaluation,
     EvaluationRequest,
@@ -21,6 +23,7 @@ from esper_ray.events.messages import (
     OlderRows,
     StageReport,
     TransitionBatch,
+    TransitionReceipt,
 )
 from esper_ray.growth import checking
 from esper_ray.growth.governor import Back, Keep, StepCheck, Try
@@ -77,36 +80,94 @@ class Actor(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Home:
+    """Where a layer lives, and how many seeds it has."""
+
+    stage: int
+    seeds: int
+
+
+def homes(stages: Sequence[StageSpec]) -> dict[str, Home]:
+    """The home of every layer, by its id."""
+    return {
+        layer.layer_id: Home(stage.index, layer.num_seeds)
+        for stage in stages
+        for layer in stage.layers
+    }
+
+
+@dataclass(frozen=True, slots=True)
 class ActorPipeline:
-    """Stages that live in LayerActors; `stage_of` says which one owns a layer."""
+    """Stages that live in LayerActors, which are in the order of their ranks."""
 
     actors: Sequence[Actor]
-    stage_of: Mapping[str, int]
+    grid: Grid
+    homes: Mapping[str, Home]
 
     async def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """Every stage runs its part; the last one answers."""
-        result: Evaluation = (await self._all("evaluate", request))[-1]
+        last = self.grid.rank(len(self.grid.shards) - 1, 0)
+        result: Evaluation = (await self._all("evaluate", request))[last]
         return result
 
     async def apply(
         self, batches: Sequence[Stamped[TransitionBatch]], metrics: Sequence[MetricsBatch]
     ) -> Receipts:
-        """Offer each layer its batch, then let the owners apply."""
+        """Offer each shard its part of a layer's batch, then let all shards concerned apply."""
         for batch in batches:
-            require_taken(batch, await self._owner(batch.body.layer_id).ask("offer", batch))
-        own: dict[int, list[MetricsBatch]] = {self.stage_of[b.body.layer_id]: [] for b in batches}
+            await self._offer(batch)
+        concerned = {b.body.layer_id for b in batches} | {m.layer_id for m in metrics}
+        own: dict[int, list[MetricsBatch]] = {
+            rank: []
+            for stage in {self.homes[layer_id].stage for layer_id in concerned}
+            for rank in self.grid.ranks(stage)
+        }
         for measured in metrics:
-            own.setdefault(self.stage_of[measured.layer_id], []).append(measured)
-        asked = [self.actors[index].ask("apply", part) for index, part in own.items()]
-        return [receipt for receipts in await asyncio.gather(*asked) for receipt in receipts]
+            ranks = self._ranks(measured.layer_id)
+            parts = split_rows(measured, self.homes[measured.layer_id].seeds, len(ranks))
+            for rank, part in zip(ranks, parts, strict=True):
+                own[rank].append(part)
+        asked = [self.actors[rank].ask("apply", parts) for rank, parts in own.items()]
+        return self._merged(await asyncio.gather(*asked), batches)
+
+    async def _offer(self, batch: Stamped[TransitionBatch]) -> None:
+        ranks = self._ranks(batch.body.layer_id)
+        parts = split_rows(batch.body, self.homes[batch.body.layer_id].seeds, len(ranks))
+        for rank, part in zip(ranks, parts, strict=True):
+            answer = await self.actors[rank].ask("offer", Stamped(batch.stamp, part))
+            require_taken(batch, answer)
+
+    def _merged(
+        self, told: Sequence[Receipts], batches: Sequence[Stamped[TransitionBatch]]
+    ) -> Receipts:
+        """One receipt of each batch, once all shards have sent theirs; known ones come again."""
+        asked = {(batch.body.layer_id, batch.stamp): batch.body.seed_ids for batch in batches}
+        found: dict[tuple[str, Stamp], list[TransitionReceipt]] = {}
+        for receipts in told:  # in the order of the ranks
+            for receipt in receipts:
+                found.setdefault((receipt.body.layer_id, receipt.stamp), []).append(receipt.body)
+        return [
+            Stamped(stamp, merged_receipt(asked.get((name, stamp)), self.homes[name].seeds, parts))
+            for (name, stamp), parts in found.items()
+            if len(parts) == len(self._ranks(name))
+        ]
 
     async def acknowledge(self, layer_id: str, stamp: Stamp) -> None:
         """See Pipeline; the layer repeats what is lost."""
-        self._owner(layer_id).tell("acknowledge", layer_id, stamp)
+        for rank in self._ranks(layer_id):
+            self.actors[rank].tell("acknowledge", layer_id, stamp)
 
     async def give_back(self, older: OlderRows) -> None:
         """See Pipeline."""
-        await self._owner(older.layer_id).ask("give_back", older)
+        ranks = self._ranks(older.layer_id)
+        parts = split_rows(older, self.homes[older.layer_id].seeds, len(ranks))
+        await asyncio.gather(
+            *(
+                self.actors[rank].ask("give_back", part)
+                for rank, part in zip(ranks, parts, strict=True)
+                if len(part.seed_ids)
+            )
+        )
 
     async def save(self) -> list[SegmentRef]:
         """All stages store at once."""
@@ -118,10 +179,10 @@ class ActorPipeline:
 
     async def end_epoch_again(self, epoch: int) -> list[StageReport]:
         """See Pipeline."""
-        return await self._all("end_epoch_again", epoch)
+        return merged_reports(await self._all("end_epoch_again", epoch))
 
-    def _owner(self, layer_id: str) -> Actor:
-        return self.actors[self.stage_of[layer_id]]
+    def _ranks(self, layer_id: str) -> range:
+        return self.grid.ranks(self.homes[layer_id].stage)
 
     async def _all(self, method: str, *args: object) -> list[Any]:
         """Ask every actor at once; the first failure is raised without waiting for the rest."""

@@ -98,8 +98,9 @@ class Cluster:
     def place(
         self, specs: tuple[StageSpec, ...], coordinator: CoordinatorSpec, root: Root
     ) -> tuple[list[RemoteActor], RemoteActor]:
-        """One LayerActor per stage, one CPU each, and the coordinator; those that live are kept."""
-        group, bundles = self._reserve(len(specs))
+        """One LayerActor for each of `specs`, with a CPU and perhaps a GPU, and the coordinator;
+        those that live are kept."""
+        group, bundles = self._reserve(len(specs), _gpus(specs[0]))
         for rank, spec in enumerate(specs):
             if rank not in self._layers:
                 self._layers[rank] = self._start_layer(spec, root, group, bundles[rank])
@@ -116,7 +117,7 @@ class Cluster:
         if self._central is actor:
             self._central = None
 
-    def _reserve(self, bundles: int) -> tuple[PlacementGroup, list[int]]:
+    def _reserve(self, bundles: int, gpus: int) -> tuple[PlacementGroup, list[int]]:
         """The run's placement group, and which bundle each actor has; waits for its resources.
 
         Ray gives the bundles of a lost node another place as soon as there is one.
@@ -124,11 +125,13 @@ class Cluster:
         from ray.util.placement_group import placement_group
 
         if self._group is None:
-            self._group = placement_group([{"CPU": 1.0}] * bundles, strategy="PACK")
-        if not self._group.wait(self.settings.wait_for_resources_s):
-            raise ResourcesTimeout(_shortage(bundles, self.settings.wait_for_resources_s))
+            each = {"CPU": 1.0, "GPU": 1.0} if gpus else {"CPU": 1.0}
+            self._group = placement_group([each] * bundles, strategy="PACK")
+        waited_s = self.settings.wait_for_resources_s
+        if not self._group.wait(waited_s):
+            raise ResourcesTimeout(_shortage(bundles, "GPU" if gpus else "CPU", waited_s))
         if not self._bundles:
-            self._bundles = list(range(bundles))
+            self._bundles = _by_node(self._group)
         return self._group, self._bundles
 
     def _start_layer(
@@ -140,7 +143,10 @@ class Cluster:
         decorate: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)  # type: ignore[call-overload]
         where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
         layer_class = decorate(LayerActor).options(
-            num_cpus=1, max_restarts=0, scheduling_strategy=where
+            num_cpus=1,
+            num_gpus=_gpus(spec),
+            max_restarts=0,
+            scheduling_strategy=where,
         )
         handle = layer_class.remote(spec, root, self.settings.step_timeout_s)
         return RemoteActor(handle, METHOD_GROUPS)
@@ -237,14 +243,26 @@ def _greet(connection: socket.socket) -> None:
             raise ConnectionError("something else than Ray listens there")
 
 
-def _shortage(needed: int, waited_s: float) -> str:
+def _gpus(spec: StageSpec) -> int:
+    return int(spec.device == "cuda")
+
+
+def _by_node(group: PlacementGroup) -> list[int]:
+    """Bundles so that neighbours lie on one node: their own order says nothing of it."""
+    from ray.util.placement_group import placement_group_table
+
+    nodes = placement_group_table(group)["bundles_to_node_id"]
+    return sorted(nodes, key=lambda bundle: (nodes[bundle], bundle))
+
+
+def _shortage(needed: int, what: str, waited_s: float) -> str:
     import ray
 
     total, free = (
-        int(resources().get("CPU", 0))  # type: ignore[no-untyped-call]
+        int(resources().get(what, 0))  # type: ignore[no-untyped-call]
         for resources in (ray.cluster_resources, ray.available_resources)
     )
-    return f"need {needed} CPU, cluster has {total} ({free} free) after {waited_s:.0f} s"
+    return f"need {needed} {what}, cluster has {total} ({free} free) after {waited_s:.0f} s"
 
 
 def _first_line(error: Exception) -> str:

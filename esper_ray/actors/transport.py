@@ -1,10 +1,11 @@
-"""How activations and gradients reach the neighbouring stage."""
+"""How tensors reach other actors."""
 
 from __future__ import annotations
 
 import threading
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -13,28 +14,47 @@ from torch import Tensor
 
 from esper_ray.errors import StepFailed
 
-Peer = Literal["previous", "next"]
-Tag = tuple[str, int, int]
-"""(what it is, step or request number, micro-batch)"""
+
+class Tag(NamedTuple):
+    """What a tensor is: of a kind and number; those of a `steady` kind are all of one shape."""
+
+    kind: str
+    step: int
+    number: int
+    steady: bool = True
 
 
 class Send(NamedTuple):
-    """A tensor for a neighbour."""
+    """A tensor for the actor `rank`."""
 
-    peer: Peer
+    rank: int
     tag: Tag
     tensor: Tensor
 
 
-class Transport(Protocol):
-    """Point-to-point exchange between neighbouring stages."""
+class Receive(NamedTuple):
+    """A tensor that the actor `rank` sends."""
 
-    def exchange(self, sends: Sequence[Send], receives: Sequence[Tag]) -> list[Tensor]:
+    rank: int
+    tag: Tag
+
+
+class Transport(Protocol):
+    """Point-to-point exchange between actors, by rank.
+
+    What one sends to another is received in the same order, and both sides call in that order.
+    """
+
+    def exchange(self, sends: Sequence[Send], receives: Sequence[Receive]) -> list[Tensor]:
         """Send, then wait for what is named; called by compute only, in schedule order."""
         ...
 
     def abort(self, reason: str) -> None:
         """Make a waiting and every later `exchange` raise StepFailed; called from control."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds; not usable afterwards."""
         ...
 
 
@@ -47,34 +67,35 @@ class Teller(Protocol):
 
 
 class Mailbox:
-    """Where a stage's incoming tensors wait; filled by one thread, emptied by another."""
+    """Where an actor's incoming tensors wait; filled by one thread, emptied by another."""
 
     def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self._arrived: dict[Tag, Tensor] = {}
+        self.timeout_s = timeout_s
+        self._arrived: dict[Receive, deque[Tensor]] = defaultdict(deque)
         self._changed = threading.Condition()
         self._aborted: str | None = None
 
-    def put(self, tag: Tag, tensor: Tensor) -> None:
-        """Deliver; a repeated delivery replaces the first."""
+    def put(self, what: Receive, tensor: Tensor) -> None:
+        """Deliver; what comes twice is taken twice."""
         with self._changed:
-            self._arrived[tag] = tensor
+            self._arrived[what].append(tensor)
             self._changed.notify_all()
 
-    def take(self, tag: Tag) -> Tensor:
+    def take(self, what: Receive) -> Tensor:
         """Wait for a delivery; StepFailed after an abort or the timeout."""
         with self._changed:
             self._changed.wait_for(
-                lambda: tag in self._arrived or self._aborted is not None, self._timeout_s
+                lambda: what in self._arrived or self._aborted is not None, self.timeout_s
             )
             if self._aborted is not None:
-                raise StepFailed(f"step aborted: {self._aborted}")
-            if tag not in self._arrived:
-                raise StepFailed(
-                    f"nothing arrived as {tag} within {self._timeout_s:.0f} s",
-                    "raise cluster.step_timeout_s if a step may take longer",
-                )
-            return self._arrived.pop(tag)
+                raise aborted(self._aborted)
+            if what not in self._arrived:
+                raise late(what, self.timeout_s)
+            waiting = self._arrived[what]
+            tensor = waiting.popleft()
+            if not waiting:
+                del self._arrived[what]
+            return tensor
 
     def abort(self, reason: str) -> None:
         """Wake the waiting thread with an error, for good."""
@@ -83,24 +104,52 @@ class Mailbox:
             self._changed.notify_all()
 
 
+def aborted(reason: str) -> StepFailed:
+    """The error of a step that another thread ended."""
+    return StepFailed(f"step aborted: {reason}")
+
+
+def late(what: Receive, waited_s: float) -> StepFailed:
+    """The error of a tensor that did not come in time."""
+    return StepFailed(
+        f"nothing arrived as {what.tag.kind} {what.tag.number} of step {what.tag.step} from actor "
+        f"{what.rank} within {waited_s:.0f} s",
+        "raise cluster.step_timeout_s if a step may take longer",
+    )
+
+
 class ObjectStoreTransport:
     """One-way `deliver` calls between actors; large arguments pass through Ray's object store.
 
-    Correct on every device and cluster, and the slowest of the transports.
+    Correct on every device and cluster, and the slowest of the transports. Each message names the
+    run epoch, so that those of an actor that lives on after it was given up are not taken.
     """
 
-    def __init__(self, mailbox: Mailbox, peers: Mapping[Peer, Teller]) -> None:
-        self._mailbox, self._peers = mailbox, peers
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        rank: int,
+        peers: Mapping[int, Teller],
+        run_epoch: int,
+        device: torch.device,
+    ) -> None:
+        self._mailbox, self._rank, self._peers = mailbox, rank, peers
+        self._run_epoch, self._device = run_epoch, device
 
-    def exchange(self, sends: Sequence[Send], receives: Sequence[Tag]) -> list[Tensor]:
+    def exchange(self, sends: Sequence[Send], receives: Sequence[Receive]) -> list[Tensor]:
         """Send without waiting, then wait for `receives`, in their order."""
         for send in sends:
-            self._peers[send.peer].tell("deliver", send.tag, *to_array(send.tensor))
-        return [self._mailbox.take(tag) for tag in receives]
+            array, dtype = to_array(send.tensor)
+            what = Receive(self._rank, send.tag)
+            self._peers[send.rank].tell("deliver", self._run_epoch, what, array, dtype)
+        return [self._mailbox.take(what).to(self._device) for what in receives]
 
     def abort(self, reason: str) -> None:
         """See Transport."""
         self._mailbox.abort(reason)
+
+    def close(self) -> None:
+        """Nothing is held but the mailbox, which its actor drops."""
 
 
 def to_array(tensor: Tensor) -> tuple[NDArray[np.generic], str]:

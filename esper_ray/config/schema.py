@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from esper_ray.config.cluster import ClusterConfig
 from esper_ray.config.events import EventsConfig
 from esper_ray.config.section import (
     MOST_INT16,
@@ -59,6 +60,10 @@ class TrainConfig(Section):
     divergence: Annotated[float, Field(ge=0, lt=1e9)] = 10.0
     """Deviations above the median of the last 32 losses, at a loss above all so far, from which on
     a step [has diverged](governor.md) and is made again; 0: never."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Of host and seeds; a host that its factory builds in bfloat16 stays so under `float32`."""
+    recompute: bool = False
+    """Whether activations are computed again for the backward instead of kept in memory."""
 
 
 class SelectionConfig(Section):
@@ -203,27 +208,6 @@ class LifecycleConfig(Section):
     def minima(self) -> dict[ExtendedLifecycle, int]:
         """Minimum epochs of every state, the defaults overlaid with the configured ones."""
         return {s: self.minimum_epochs.get(s.name, n) for s, n in MINIMUM_EPOCHS.items()}
-
-
-class ClusterConfig(Section):
-    """Where the actors run."""
-
-    address: str = "local"
-    """`local` starts a cluster and ends it with the run; else `auto` or HOST:PORT."""
-    transport: Literal["auto", "object_store"] = "auto"
-    """How activations and gradients travel; `auto` means `object_store`."""
-    threads: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Torch threads of each actor."""
-    wait_for_resources_s: Rate = 120.0
-    """Seconds to wait for one free CPU per stage."""
-    step_timeout_s: Rate = 120.0
-    """Seconds without any answer after which a step has failed."""
-    answer_timeout_s: Rate = 10.0
-    """Seconds after a fault in which an actor has to stop its step, or is replaced."""
-    max_failures: NotNegative = 8
-    """Faults in a row, without a new commit between, that a run [goes on after](faults.md)."""
-    outage_timeout_s: Rate = 600.0
-    """Seconds that a run waits after a fault for a store that does not answer."""
 
 
 class RunConfig(Section):

@@ -181,9 +181,13 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class StageReport:
-    """One stage at the end of a lifecycle epoch; `losses` is empty but on the last stage."""
+    """One stage at the end of a lifecycle epoch; `losses` is empty but on the last stage.
+
+    A shard reports its own seeds only.
+    """
 
     stage: int
+    shard: int
     epoch: int
     step: int
     telemetry: tuple[TelemetryBatch, ...]

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from esper_ray.errors import ConfigError, NoMatch
+from esper_ray.growth.shard import LayerPart, split_host, why_whole
 from esper_ray.growth.spec import LayerSpec, StageSpec
 from esper_ray.keyed_random import reseed, stream_key
-from esper_ray.layers import LayerSeeds, attach_seeds
+from esper_ray.layers import LayerSeeds, Output, attach_seeds
+from esper_ray.layers.columns import Border, Shards, split_border
 from esper_ray.layers.mlp import is_mlp
+from esper_ray.layers.told import read
 from esper_ray.models import StageFactory
 
 
@@ -46,6 +49,9 @@ def load_factories(factory: str, args: Mapping[str, object]) -> list[StageFactor
 class ModuleInfo:
     """A module found in a stage: full name, kind, output shape after the samples, weights.
 
+    Seeds divide dimension `feature_dim` of the output. `why_whole` says why it cannot be split over
+    several actors, if it cannot.
+
     `inputs` are the features of its input, 0 unless that is one float tensor shaped like the
     output but for the last dimension. `mlp` says whether seeds should read it.
     """
@@ -58,6 +64,13 @@ class ModuleInfo:
     parameters: int
     inputs: int = 0
     mlp: bool = False
+    feature_dim: int = -1
+    why_whole: str = ""
+
+    @property
+    def width(self) -> int:
+        """Features of the output."""
+        return self.shape[self.feature_dim if self.feature_dim < 0 else self.feature_dim - 1]
 
 
 def inspect_stages(stages: Sequence[StageFactory], sample: Tensor) -> list[list[ModuleInfo]]:
@@ -107,10 +120,26 @@ class _Recorder:
             return
         weights = sum(p.numel() for p in module.parameters())
         name, kind = f"{self.stage_name}.{self.path}", type(module).__name__
-        shape = tuple(output.shape[1:])
-        read = _readable(inputs, output)
-        mlp = read > 0 and is_mlp(module)
-        self.into.append(ModuleInfo(self.stage, name, self.path, kind, shape, weights, read, mlp))
+        shape, told = tuple(output.shape[1:]), read(module)
+        if told is None or told.feature_dim == -1:
+            inputs_read, feature_dim = _readable(inputs, output), -1
+        else:
+            inputs_read, feature_dim = told.inputs, told.feature_dim
+        mlp = inputs_read > 0 and is_mlp(module)
+        self.into.append(
+            ModuleInfo(
+                self.stage,
+                name,
+                self.path,
+                kind,
+                shape,
+                weights,
+                inputs_read,
+                mlp,
+                feature_dim,
+                why_whole(module),
+            )
+        )
 
 
 def _readable(inputs: tuple[object, ...], output: Tensor) -> int:
@@ -149,26 +178,44 @@ def refuse_nested(names: Sequence[str]) -> None:
             )
 
 
-def build_stage(spec: StageSpec) -> tuple[nn.Module, list[LayerSeeds]]:
-    """The stage's module with seeds attached to its target modules, and those seeds."""
+def build_stage(
+    spec: StageSpec, shards: Shards | None = None
+) -> tuple[nn.Module, list[LayerSeeds]]:
+    """The stage's module with seeds attached to its target modules, and those seeds.
+
+    Of a shard's layers only its part is left, and `shards` puts the parts together.
+    """
     stage = load_factories(spec.factory, spec.factory_args)[spec.index]
     reseed(stream_key(spec.run_seed, "host", spec.index))
     module = stage.build()
-    layers = [_attach(module, layer, spec) for layer in spec.layers]
-    return module, layers
+    layers = [_attach(module, layer, spec, shards) for layer in spec.layers]
+    if spec.dtype != "float32":
+        module.to(getattr(torch, spec.dtype))
+    return module.to(spec.device), layers
 
 
-def _attach(module: nn.Module, layer: LayerSpec, spec: StageSpec) -> LayerSeeds:
+def _attach(
+    module: nn.Module, layer: LayerSpec, spec: StageSpec, shards: Shards | None
+) -> LayerSeeds:
     host = module.get_submodule(layer.path)
+    part = LayerPart.of(layer.width, layer.num_seeds, layer.chunk_sizes, spec.shard)
     seeds = LayerSeeds(
-        layer.width,
-        layer.num_seeds,
+        part.width,
+        part.seeds,
         layer.layer_id,
         inputs=layer.inputs,
         blueprint_name=spec.seeds.blueprint,
         hidden=spec.seeds.hidden,
         stream=str(spec.run_seed),
-        chunk_sizes=layer.chunk_sizes,
+        chunk_sizes=part.sizes,
+        chunk_width=part.chunk_width,
+        first_seed=part.first,
         host_weights=sum(p.numel() for p in host.parameters()),
     )
-    return attach_seeds(host, seeds)
+    if spec.shard.count > 1:
+        split_host(host, part.rows)
+    attach_seeds(host, seeds, Output(feature_dim=layer.feature_dim))
+    if shards is not None:
+        border = Border(layer.layer_id, shards, part.rows.start, layer.feature_dim)
+        split_border(host, border)
+    return seeds

@@ -52,7 +52,8 @@ def trying(stage: Stage, trial: Trial) -> Iterator[Watch]:
             if layer_id in stage.trainers:
                 layer = stage.trainers[layer_id].layer
                 alpha = layer.state.alpha.clone()
-                alpha[list(ids)] = 0
+                own = range(layer.first_seed, layer.first_seed + len(alpha))
+                alpha[[own.index(seed) for seed in ids if seed in own]] = 0
                 stack.enter_context(layer.under(alpha[None]))
         for path, module in stage.module.named_modules():
             if CHILD not in path.split("."):

@@ -6,7 +6,7 @@ Percentile bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap (19
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -39,11 +39,19 @@ class StageEvaluator:
 
     @torch.no_grad()
     def forward(
-        self, request: EvaluationRequest, split: Split, number: int, received: Tensor | None
+        self,
+        request: EvaluationRequest,
+        split: Split,
+        number: int,
+        received: Tensor | None,
+        here: Callable[[Tensor], Tensor],
     ) -> Tensor | None:
-        """Output for batch `number`, (settings * samples, ...); None on the last stage."""
+        """Output for batch `number`, (settings * samples, ...); None on the last stage.
+
+        `here` brings a tensor of the split to the stage.
+        """
         first = number * BATCH
-        x, targets = split.take(self._positions(split)[first : first + BATCH])
+        x, targets = map(here, split.take(self._positions(split)[first : first + BATCH]))
         if received is None:
             received = x.repeat(request.settings, *(1,) * (x.ndim - 1))
         self._module.eval()
@@ -81,7 +89,9 @@ def under_alphas(
     with ExitStack() as stack:
         for layer in layers:
             if layer.layer_id in alphas:
-                given = torch.from_numpy(alphas[layer.layer_id]).to(layer.state.alpha.device)
+                first, count = layer.first_seed, layer.state.num_seeds
+                own = np.ascontiguousarray(alphas[layer.layer_id][:, first : first + count])
+                given = torch.from_numpy(own).to(layer.state.alpha.device)
                 stack.enter_context(layer.under(given.repeat_interleave(samples, 0)))
         yield
 

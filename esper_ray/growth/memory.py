@@ -69,7 +69,7 @@ class StageMemory:
         for name, seeds in kept.seeds.items():
             _load_seeds(stage.trainers[name], seeds)
         stage.losses[:] = kept.losses
-        stage.step = step
+        stage.step, stage.at_boundary = step, True
 
 
 def _copied(live: Tensors, room: Tensors) -> Tensors:

@@ -16,6 +16,7 @@ from esper_ray.growth.objectives import chunk_mean, local_loss, objective
 from esper_ray.growth.slot_adam import gradient_norms, step_rows
 from esper_ray.growth.spec import SeedSpec
 from esper_ray.layers import LayerSeeds
+from esper_ray.layers.columns import Shards, added
 from esper_ray.layers.hearing import Heard
 from esper_ray.layers.ranges import profiled
 from esper_ray.lifecycle import STEPPED_STATES, ExtendedLifecycle
@@ -39,8 +40,11 @@ _TELEMETRY: Final = (
 class SeedTrainer:
     """Gives seeds in TRAINING their objective's gradient and steps every seed that may move."""
 
-    def __init__(self, layer: LayerSeeds, spec: SeedSpec, epoch_steps: int) -> None:
+    def __init__(
+        self, layer: LayerSeeds, spec: SeedSpec, epoch_steps: int, shards: Shards | None = None
+    ) -> None:
         self.layer, self.spec, self.epoch_steps = layer, spec, epoch_steps
+        self._shards = shards
         self._objective = objective(spec.objective, layer.bank.kind)
         self._share = layer.bank.weights_per_seed / max(layer.host_weights, 1)
         self._working = False
@@ -107,6 +111,17 @@ class SeedTrainer:
         for weight in self.layer.bank.weights.values():
             weight.grad = None
 
+    def agree(self) -> None:
+        """Hear from the other shards whether their seeds need to know how large h and g are.
+
+        Called by all of them, before the first step after the states may have changed.
+        """
+        if self._shards is not None:
+            own = torch.tensor([len(self._training)], device=self._training.device)
+            counts = self._shards.gather(f"training of {self.layer.layer_id}", own)
+            counts.pop(self._shards.index)
+            self.layer.others_train = any(int(count) for count in counts)
+
     def train_seeds(self) -> None:
         """One local backward for all seeds in TRAINING, on detached inputs and gradients."""
         heard = self.layer.hearing.take()
@@ -117,9 +132,9 @@ class SeedTrainer:
 
     def _learn(self, heard: Heard) -> None:
         rows, chunks = self._training, self.layer.chunks
-        h_rms, g_rms = (
-            (square / heard.values).sqrt() for square in (heard.h_square, heard.g_square)
-        )
+        h_rms, g_rms = self._rms(heard)
+        if not len(rows):
+            return
         target = self._objective.target(heard.g, h_rms, g_rms, self.spec.k)
         delta = self.layer.delta(heard.x, heard.u, rows)
         losses = local_loss(delta, target, chunks, rows)
@@ -128,6 +143,15 @@ class SeedTrainer:
             chunk_mean(heard.x.pow(2), chunks, rows).sqrt() + 1e-12
         )
         self._learned = {"rows": rows, "local_loss": losses.detach(), "delta_ratio": ratio}
+
+    def _rms(self, heard: Heard) -> tuple[Tensor, Tensor]:
+        """Of all features of the layer, whichever shard has them: h and its gradient."""
+        values = torch.full_like(heard.h_square, heard.values)
+        sums = torch.stack([heard.h_square, heard.g_square, values])
+        if self._shards is not None:
+            sums = added(self._shards.gather(f"rms of {self.layer.layer_id}", sums))
+        h_rms, g_rms = (sums[:2] / sums[2]).sqrt()
+        return h_rms, g_rms
 
     def step(self) -> None:
         """Move the rows whose state allows it; count seeds whose numbers are not finite.

@@ -212,9 +212,9 @@ def load_host(stage: Stage, tensors: Tensors, path: str = "") -> None:
     """Take over host tensors, or of them those of the module at `path`; CorruptError as
     `check_host`, and nothing is changed then."""
     check_host(stage, tensors, path)
-    for name, value in _below(path, module_tensors(stage.module, _layers(stage))).items():
+    for name, value in below(path, module_tensors(stage.module, _layers(stage))).items():
         value.copy_(tensors[name])
-    for name, parameter in _below(path, stage.host_parameters).items():
+    for name, parameter in below(path, stage.host_parameters).items():
         stage.optimizer.state.pop(parameter, None)
         prefix = f"adam/{name}/"
         for key in sorted(key for key in tensors if key.startswith(prefix)):
@@ -223,8 +223,8 @@ def load_host(stage: Stage, tensors: Tensors, path: str = "") -> None:
 
 def check_host(stage: Stage, tensors: Tensors, path: str = "") -> None:
     """CorruptError where a name, dtype or shape differs from those of a stage's host."""
-    present = _below(path, module_tensors(stage.module, _layers(stage)))
-    given = _below(path, tensors)
+    present = below(path, module_tensors(stage.module, _layers(stage)))
+    given = below(path, tensors)
     moments = {name for name in given if name.startswith("adam/")}
     if set(given) - moments != set(present):
         raise CorruptError(
@@ -241,7 +241,7 @@ def check_host(stage: Stage, tensors: Tensors, path: str = "") -> None:
             raise CorruptError(f"optimiser state {name} is {tuple(given[name].shape)} in storage")
 
 
-def _below(path: str, tensors: Mapping[str, Named]) -> dict[str, Named]:
+def below(path: str, tensors: Mapping[str, Named]) -> dict[str, Named]:
     """Those of the module at `path`, by names that may begin with the kind of tensor."""
     kinds = ("", "parameter/", "buffer/", "adam/")
     starts = tuple(f"{kind}{path}." for kind in kinds)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from esper_ray.grafting import GraftingSettings
+from esper_ray.growth.shard import WHOLE, Shard
 from esper_ray.growth.slot_adam import SlotAdamSettings
 
 
@@ -20,6 +21,8 @@ class LayerSpec:
     num_seeds: int
     chunk_sizes: tuple[int, ...] | None = None
     inputs: int = 0
+    feature_dim: int = -1
+    """Dimension of the output that its seeds divide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,18 @@ class StageSpec:
     layers: tuple[LayerSpec, ...]
     seeds: SeedSpec
     data: DataSpec
+    shard: Shard = WHOLE
+    """Which of the actors of this stage; all of them hold all that is not split."""
+    device: str = "cpu"
+    dtype: str = "float32"
+    """Of host and seeds; `float32` leaves a host that is built in another as it is."""
+    recompute: bool = False
+    """Whether activations are computed again for the backward instead of kept."""
+
+    @property
+    def reports(self) -> bool:
+        """Whether this actor speaks for its stage where all of its shards would say the same."""
+        return self.shard.index == 0
 
     @property
     def first(self) -> bool:

@@ -22,6 +22,7 @@ from esper_ray.growth.evaluation import StageEvaluator
 from esper_ray.growth.seed_trainer import SeedTrainer
 from esper_ray.growth.spec import StageSpec
 from esper_ray.keyed_random import reseed, stream_key
+from esper_ray.layers.columns import Shards
 
 BATCH, OTHER_BATCH = "batch", "other batch"
 """Random streams of a step's batch, and of the one that stands in for a batch that is skipped."""
@@ -34,7 +35,7 @@ class Stage:
     order, then `finish_step`. Nothing in a step waits for the device.
     """
 
-    def __init__(self, spec: StageSpec) -> None:
+    def __init__(self, spec: StageSpec, shards: Shards | None = None) -> None:
         torch.set_num_threads(spec.threads)
         self.spec = spec
         self._data = data.load(spec.data.name, **spec.data.args)
@@ -43,9 +44,11 @@ class Stage:
                 f"stage {spec.name!r} reads other {spec.data.name} bytes than the driver",
                 "run the same Python and packages on every node",
             )
-        self.module, layers = build_stage(spec)
+        self.device = torch.device(spec.device)
+        self.module, layers = build_stage(spec, shards)
         self.trainers = {
-            layer.layer_id: SeedTrainer(layer, spec.seeds, spec.epoch_steps) for layer in layers
+            layer.layer_id: SeedTrainer(layer, spec.seeds, spec.epoch_steps, shards)
+            for layer in layers
         }
         grown = {id(weight) for layer in layers for weight in layer.bank.parameters()}
         self.host_parameters = {
@@ -55,9 +58,13 @@ class Stage:
         self._evaluator = StageEvaluator(spec, self.module, layers)
         self.step = 0
         self.batch_stream = BATCH
-        self._stash: dict[int, tuple[Tensor, Tensor]] = {}
+        self._stash: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._batch: list[data.Batch] = []
         self.losses: list[Tensor] = []
+        self.at_boundary = True
+
+    at_boundary: bool
+    """Whether states may have changed since the last step: shards have to agree again."""
 
     # ---- training ----------------------------------------------------------------------------
 
@@ -68,7 +75,10 @@ class Stage:
         self.module.train()
         self.optimizer.zero_grad(set_to_none=True)
         for trainer in self.trainers.values():
+            if self.at_boundary:
+                trainer.agree()
             trainer.begin_step()
+        self.at_boundary = False
         if self.spec.first or self.spec.last:
             self._draw(step)
 
@@ -76,26 +86,42 @@ class Stage:
         source = self.spec.data
         x, y = self._data.train.draw(source.batch_size, self.spec.run_seed, self.batch_stream, step)
         pieces = source.micro_batches
+        x, y = self.here(x), self.here(y)
         self._batch = list(zip(x.chunk(pieces), y.chunk(pieces), strict=True))
         if self.spec.last:
-            self.losses.append(torch.zeros(()))
+            self.losses.append(torch.zeros((), device=self.device))
+
+    def here(self, x: Tensor) -> Tensor:
+        """A tensor of the data set on this stage's device, numbers in the run's precision."""
+        kind = x.dtype
+        if kind == torch.float32:
+            kind = getattr(torch, self.spec.dtype)
+        return x.to(self.device, kind, non_blocking=True)
 
     def forward(self, micro_batch: int, received: Tensor | None) -> Tensor:
         """Output of this stage; on the last stage the micro-batch's share of the mean loss."""
         x = self._batch[micro_batch][0] if received is None else _leaf(received)
-        stream = (self.spec.run_seed, "stage", self.spec.index, self.step, micro_batch)
-        reseed(stream_key(*stream))
-        y: Tensor = self.module(x)
+        again = self.spec.recompute and not self.spec.last  # the last stage goes back at once
+        with torch.set_grad_enabled(not again):
+            y = self._run(micro_batch, x)
         if self.spec.last:
             targets = self._batch[micro_batch][1]
             y = cross_entropy(y, targets, reduction="sum") / self.spec.data.batch_size
             self.losses[-1] = self.losses[-1] + y.detach()
-        self._stash[micro_batch] = (x, y)
+        self._stash[micro_batch] = (x, y if not again else None)
         return y.detach()
+
+    def _run(self, micro_batch: int, x: Tensor) -> Tensor:
+        stream = (self.spec.run_seed, "stage", self.spec.index, self.step, micro_batch)
+        reseed(stream_key(*stream))
+        y: Tensor = self.module(x)
+        return y
 
     def backward(self, micro_batch: int, gradient: Tensor | None) -> Tensor | None:
         """Gradient of the inputs; `gradient` is that of the outputs, None on the last stage."""
         x, y = self._stash.pop(micro_batch)
+        if y is None:
+            y = self._run(micro_batch, x)
         y.backward(gradient)  # type: ignore[no-untyped-call]
         return x.grad
 
@@ -120,11 +146,13 @@ class Stage:
         losses, self.losses = self.losses, []
         values = torch.stack(losses).tolist() if losses else []
         telemetry = tuple(trainer.end_epoch(epoch) for trainer in self.trainers.values())
-        return StageReport(self.spec.index, epoch, self.step, telemetry, tuple(values))
+        self.at_boundary = True
+        where = self.spec.index, self.spec.shard.index
+        return StageReport(*where, epoch, self.step, telemetry, tuple(values))
 
     def apply(self, batch: TransitionBatch) -> TransitionReceipt:
         """Apply what is still current of one layer's transitions."""
-        trainer = self.trainers[batch.layer_id]
+        trainer, self.at_boundary = self.trainers[batch.layer_id], True
         applied, reason = trainer.layer.apply_transitions(batch)
         trainer.follow(batch.take(applied))
         return TransitionReceipt(batch.layer_id, batch.number, self.step, applied, reason)
@@ -148,7 +176,7 @@ class Stage:
     ) -> Tensor | None:
         """Forward batch `number` under every alpha setting of the request; changes nothing."""
         split = self._data.split(request.split)
-        return self._evaluator.forward(request, split, number, received)
+        return self._evaluator.forward(request, split, number, received, self.here)
 
     def evaluation(self) -> Evaluation | None:
         """The result after the last batch; None but on the last stage."""

@@ -40,10 +40,14 @@ class Hearing:
         chunks: ChunkManager,
         rows: ChunkRows,
         telemetry: ChunkTelemetry | None,
+        others: bool = False,
     ) -> None:
-        """Have the gradient of h (..., width), once it is known, heard and sampled."""
+        """Have the gradient of h (..., width), once it is known, heard and sampled.
+
+        Where `others` need what all features say, it is heard though there are no rows.
+        """
         ear: _Ear | None = None
-        if len(rows):
+        if len(rows) or others:
             flat = h.detach().reshape(-1, chunks.width)
             read = flat[:, :0] if u is None else u.detach()
             ear = _Ear(chunks.take(flat, rows), read, _square(flat), chunks, rows)
@@ -91,4 +95,4 @@ class _Ear:
 def _square(x: Tensor) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
     norm: Tensor = torch.linalg.vector_norm(x, dtype=wide)
-    return norm.square().to(torch.float32)
+    return norm.square()

@@ -59,12 +59,16 @@ class LayerSeeds(SeedHolder):
         self._fused: FusedBlend | None = None
         self.telemetry = ChunkTelemetry(width)
         self.hearing = Hearing()
+        self.others_train = False
         self._trial: Tensor | None = None
         self._reads_input = self.bank.kind.reads_input()
         self._rows: dict[str, ChunkRows] = {}
         self._version = -1
         self._place = compiled.Place(self)
         self._choose_kernel()
+
+    others_train: bool
+    """Whether a seed of another shard of this layer is in TRAINING."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -155,7 +159,7 @@ class LayerSeeds(SeedHolder):
         training, sampled = self.rows("training"), self.telemetry.due()
         if sampled:
             self.telemetry.sample(h.detach().reshape(-1, self.chunks.width))
-        if not sampled and len(training) == 0:
+        if not sampled and len(training) == 0 and not self.others_train:
             return h
         if not h.requires_grad:
             h = h.detach().requires_grad_()
@@ -165,6 +169,7 @@ class LayerSeeds(SeedHolder):
             self.chunks,
             training,
             self.telemetry if sampled else None,
+            self.others_train,
         )
         return h
 

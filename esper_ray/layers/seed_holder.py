@@ -37,7 +37,11 @@ _S = ExtendedLifecycle
 
 
 class SeedHolder(nn.Module):
-    """State and weights of the seeds that divide `width` features; see `LayerSeeds`."""
+    """State and weights of the seeds that divide `width` features; see `LayerSeeds`.
+
+    Of a shard of a layer, `first_seed` is the number of its first seed in the whole layer, and
+    `chunk_width` that of the whole layer's widest chunk: with them a seed is born the same.
+    """
 
     def __init__(
         self,
@@ -50,11 +54,13 @@ class SeedHolder(nn.Module):
         hidden: int = 32,
         stream: str = "0",
         chunk_sizes: Sequence[int] | None = None,
+        chunk_width: int | None = None,
+        first_seed: int = 0,
     ) -> None:
         super().__init__()
-        self.layer_id = layer_id
+        self.layer_id, self.first_seed = layer_id, first_seed
         self.stream = f"{stream}/seed/{layer_id}"
-        self.chunks = ChunkManager(width, num_seeds, chunk_sizes)
+        self.chunks = ChunkManager(width, num_seeds, chunk_sizes, chunk_width)
         self.state = ExtendedStateTensor(num_seeds)
         shape = BlueprintShape(self.chunks.chunk_width, hidden, inputs)
         self.bank = SeedBank(blueprint(blueprint_name), shape, num_seeds)
@@ -100,7 +106,7 @@ class SeedHolder(nn.Module):
             return torch.from_numpy(ids).to(self.state.alpha.device)
 
         born = rows(_S.GERMINATED)
-        self.bank.reset(born, self.state.generation[born], self.stream)
+        self.bank.reset(born, self.state.generation[born], self.stream, self.first_seed)
         self.bank.park(rows(_S.GRAFTING))
         self.bank.bring_back(rows(_S.ROLLED_BACK))
         self.bank.drop_copies(rows(_S.FOSSILIZED))

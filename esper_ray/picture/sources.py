@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from esper_ray.actors.persistence import read_checked_state
+from esper_ray.actors.persistence import layer_ids, read_checked_state
 from esper_ray.config import RunConfig
 from esper_ray.errors import ConfigError, CorruptError
 from esper_ray.growth.snapshot import state_columns
@@ -18,8 +18,6 @@ from esper_ray.planning import plan_run
 from esper_ray.seeds import ExtendedStateTensor
 from esper_ray.seeds.chunks import chunk_bounds
 from esper_ray.storage import RunCheckpoints, RunLog, SegmentRef, manifest
-
-_PREFIX, _SUFFIX = "layer/", "/state"
 
 
 def of_plan(config: RunConfig) -> Picture:
@@ -44,12 +42,7 @@ def of_checkpoint(log: RunLog, selector: str) -> Picture:
     body = commits.load(commits.resolve(selector))
     segments = {ref.name: ref for ref in manifest.segments(body)}
     where = f"{log.root.url}@step={body.get('step')}"
-    names = [
-        name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
-        for name in segments
-        if name.startswith(_PREFIX) and name.endswith(_SUFFIX)
-    ]
-    layers = tuple(_stored(log, segments, name, body, where) for name in names)
+    layers = tuple(_stored(log, segments, name, body, where) for name in layer_ids(segments))
     title = f"run {body.get('run')}, step {body.get('step')}, epoch {body.get('epoch')}"
     return Picture(title, where, layers)
 

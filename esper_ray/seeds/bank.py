@@ -142,9 +142,12 @@ class SeedBank(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
-    def reset(self, rows: Tensor, generation: Tensor, stream: str) -> None:
-        """Give seeds `rows` newborn weights; they depend on stream, seed id and generation only."""
-        identity = rows.to(torch.int64) << 16 | generation.to(torch.int64)
+    def reset(self, rows: Tensor, generation: Tensor, stream: str, first: int = 0) -> None:
+        """Give seeds `rows` newborn weights; they depend on stream, seed id and generation only.
+
+        The id of row r is first + r: the bank of a shard begins at another seed than 0.
+        """
+        identity = (rows.to(torch.int64) + first) << 16 | generation.to(torch.int64)
         slots = self.claim(rows)
         for value in self.tensors().values():
             value[slots] = 0

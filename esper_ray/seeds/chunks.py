@@ -39,7 +39,8 @@ class ChunkManager(nn.Module):
 
     With `q, r = divmod(width, num_seeds)` chunk i holds `q + (i < r)` features and starts at
     `i * q + min(i, r)`, unless `sizes` names the features of each. Raises ConfigError, a
-    ValueError, where a chunk would be empty or `sizes` do not add up.
+    ValueError, where a chunk would be empty or `sizes` do not add up. Packed chunks are
+    `chunk_width` features wide, by default as many as the widest has.
     """
 
     starts: Tensor
@@ -47,12 +48,21 @@ class ChunkManager(nn.Module):
     _columns: Tensor
     _slots: Tensor
 
-    def __init__(self, width: int, num_seeds: int, sizes: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_seeds: int,
+        sizes: Sequence[int] | None = None,
+        chunk_width: int | None = None,
+    ) -> None:
         super().__init__()
         bounds = chunk_bounds(width, num_seeds, sizes)
         self.width, self.num_seeds, self._bounds = width, num_seeds, bounds
         lengths = torch.from_numpy(np.diff(bounds))
-        self.chunk_width = int(lengths.max())  # of the packed form, short chunks are padded
+        widest = int(lengths.max())
+        self.chunk_width = chunk_width or widest  # of the packed form, short chunks are padded
+        if self.chunk_width < widest:
+            raise ConfigError(f"a chunk of {widest} features is wider than {self.chunk_width}")
         self.even = bool((lengths == self.chunk_width).all())
         starts = torch.from_numpy(bounds[:-1].copy())
         offset = torch.arange(self.chunk_width)

@@ -17,10 +17,11 @@ from esper_ray.actors import persistence
 from esper_ray.actors.run_point import RunPoint
 from esper_ray.errors import ConfigError, CorruptError
 from esper_ray.growth import snapshot
+from esper_ray.layers.told import read
 from esper_ray.lifecycle import Cause, ExtendedLifecycle
 from esper_ray.session import plain_optimizer
 from esper_ray.session.growing import Growing
-from esper_ray.session.sites import Site, read
+from esper_ray.session.sites import Site
 from esper_ray.session.tables import SeedEvent
 from esper_ray.storage import (
     Root,

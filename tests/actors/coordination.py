@@ -113,7 +113,7 @@ class Layers:
 
 def spec(**given: Any) -> CoordinatorSpec:
     values: dict[str, Any] = {
-        "stages": 1,
+        "actors": 1,
         "epochs": 100,
         "batch_size": 8,
         "every_epochs": 100,
@@ -143,7 +143,7 @@ async def build(
 
 
 def report(epoch: int, *layers: TelemetryBatch, stage: int = 0, loss: float = 1.0) -> StageReport:
-    return StageReport(stage, epoch, 4 * (epoch + 1), layers, (loss, loss + 1, loss, loss))
+    return StageReport(stage, 0, epoch, 4 * (epoch + 1), layers, (loss, loss + 1, loss, loss))
 
 
 async def run_epoch(coordinator: LifecycleCoordinator, *reports: StageReport) -> EpochReport:

@@ -13,9 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from esper_ray.actors.layer_actor import CONCURRENCY_GROUPS, METHOD_GROUPS, LayerActor, Restore
+from esper_ray.actors.grid import Grid
+from esper_ray.actors.layer_actor import (
+    CONCURRENCY_GROUPS,
+    METHOD_GROUPS,
+    LayerActor,
+    Restore,
+    Wiring,
+)
 from esper_ray.actors.lifecycle_coordinator import LifecycleCoordinator
-from esper_ray.actors.pipeline import ActorPipeline, LocalPipeline
+from esper_ray.actors.pipeline import ActorPipeline, LocalPipeline, homes
 from esper_ray.actors.protocol import Answer, Stamp, Stamped
 from esper_ray.config import parse_config
 from esper_ray.errors import RunFailed
@@ -102,9 +109,8 @@ def start(
 ) -> tuple[list[ThreadActor], Inbox]:
     inbox = Inbox()
     actors = [kind(LayerActor(spec, root, timeout_s)) for spec in plan.stages]
-    first, last = actors
-    first.actor.setup({"next": last}, inbox, None, RUN_EPOCH)
-    last.actor.setup({"previous": first}, inbox, None, RUN_EPOCH)
+    for rank, thread in enumerate(actors):
+        thread.actor.setup(Wiring(plan.grid, rank, actors), inbox, None, RUN_EPOCH)
     return actors, inbox
 
 
@@ -134,7 +140,7 @@ async def grow_on_threads(
     plan: RunPlan, root: Root, actors: list[ThreadActor], inbox: Inbox
 ) -> tuple[list[EpochReport], list[Stage]]:
     coordinator = LifecycleCoordinator(plan.coordinator, root)
-    pipeline = ActorPipeline(actors, plan.stage_of)
+    pipeline = ActorPipeline(actors, plan.grid, homes(plan.stages))
     await coordinator.setup(pipeline, None, RunLog(root).open_epoch(None))
     reports = []
     for epoch in range(EPOCHS):
@@ -180,7 +186,8 @@ async def test_restored_actors_go_on_as_if_nothing_had_happened(
     segments = {ref.name: ref for ref in manifest.segments(body)}
     for spec, stage in zip(plan.stages, stages, strict=True):
         actor = LayerActor(spec, root, 1.0)
-        actor.setup({}, Inbox(), Restore(root, segments, body["step"]), RUN_EPOCH)
+        wiring, restore = Wiring(plan.grid, spec.index, []), Restore(root, segments, body["step"])
+        actor.setup(wiring, Inbox(), restore, RUN_EPOCH)
         restored = snapshot.host_tensors(actor._stage)
         expected = snapshot.host_tensors(stage)
         assert all(torch.equal(restored[name], expected[name]) for name in restored | expected)
@@ -266,7 +273,7 @@ def test_abort_ends_a_step_that_waits_for_its_neighbour(
 
 def test_step_whose_neighbour_is_silent_fails_in_time(plan: RunPlan, root: Root) -> None:
     actors, _ = start(plan, root, timeout_s=0.2)
-    with pytest.raises(RunFailed, match=r"nothing arrived as \('forward', 0, 0\)"):
+    with pytest.raises(RunFailed, match="nothing arrived as forward 0 of step 0 from actor 0"):
         actors[1].submit("run_step", 0).result(timeout=10)
     for actor in actors:
         actor.close()
@@ -288,7 +295,7 @@ def test_single_stage_needs_no_neighbour(plan: RunPlan, root: Root) -> None:
         epoch_steps=1,
     )
     actor, inbox = LayerActor(spec, root, 1.0), Inbox()
-    actor.setup({}, inbox, None, RUN_EPOCH)
+    actor.setup(Wiring(Grid((1,)), 0, []), inbox, None, RUN_EPOCH)
     actor.run_step(0)
     actor.end_epoch(0)
     (report,) = inbox.reports

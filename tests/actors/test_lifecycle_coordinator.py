@@ -22,7 +22,7 @@ from tests.builders import telemetry
 
 
 async def test_epoch_ends_when_every_stage_has_reported(root: Root) -> None:
-    coordinator, *_ = await build(root, stages=3)
+    coordinator, *_ = await build(root, actors=3)
     ending = asyncio.create_task(coordinator.end_epoch(0))
     for stage in (2, 0):
         await coordinator.ingest(report(0, stage=stage, loss=float(stage)))
@@ -34,20 +34,20 @@ async def test_epoch_ends_when_every_stage_has_reported(root: Root) -> None:
 
 
 async def test_silent_stage_fails_the_run_by_name_of_the_epoch(root: Root) -> None:
-    coordinator, *_ = await build(root, stages=2, timeout_s=0.05)
-    with pytest.raises(RunFailed, match="1 of 2 stages reported epoch 0"):
+    coordinator, *_ = await build(root, actors=2, timeout_s=0.05)
+    with pytest.raises(RunFailed, match="1 of 2 actors reported epoch 0"):
         await run_epoch(coordinator, report(0))
 
 
 async def test_report_of_an_older_epoch_does_not_count(root: Root) -> None:
     coordinator, *_ = await build(root, timeout_s=0.05)
     await run_epoch(coordinator, report(0))
-    with pytest.raises(RunFailed, match="0 of 1 stages reported epoch 1"):
+    with pytest.raises(RunFailed, match="0 of 1 actors reported epoch 1"):
         await coordinator.end_epoch(1)
 
 
 async def test_repeated_report_counts_once_and_the_newest_wins(root: Root) -> None:
-    coordinator, *_ = await build(root, stages=2, timeout_s=0.05)
+    coordinator, *_ = await build(root, actors=2, timeout_s=0.05)
     await coordinator.ingest(report(0, stage=1, loss=5.0))
     with pytest.raises(RunFailed, match="1 of 2"):
         await run_epoch(coordinator, report(0, stage=1, loss=6.0))

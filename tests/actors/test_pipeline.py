@@ -10,12 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from esper_ray.actors.pipeline import ActorPipeline, LocalPipeline
-from esper_ray.actors.protocol import Stamp, Stamped
+from esper_ray.actors.grid import Grid
+from esper_ray.actors.pipeline import ActorPipeline, Home, LocalPipeline
+from esper_ray.actors.protocol import Answer, Stamp, Stamped
 from esper_ray.actors.remote import RemoteActor
 from esper_ray.config import parse_config
 from esper_ray.errors import RunFailed
-from esper_ray.events.messages import EvaluationRequest, MetricsBatch, TransitionBatch
+from esper_ray.events.messages import (
+    EvaluationRequest,
+    MetricsBatch,
+    TransitionBatch,
+    TransitionReceipt,
+)
 from esper_ray.planning import plan_run
 from esper_ray.storage import Root
 
@@ -48,10 +54,19 @@ class Recorder:
         return answer
 
 
+def at(**stages: int) -> dict[str, Home]:
+    return {layer: Home(stage, 1) for layer, stage in stages.items()}
+
+
 def batch(layer: str) -> Stamped[TransitionBatch]:
     none = np.array([], dtype=np.int64)
     body = TransitionBatch(layer, 1, 0, *[none] * 8)  # type: ignore[arg-type]
     return Stamped(Stamp(1, 1, 1), body)
+
+
+def receipt(layer: str, number: int = 1) -> Stamped[TransitionReceipt]:
+    none: Any = np.array([], dtype=np.uint8)
+    return Stamped(Stamp(1, 1, number), TransitionReceipt(layer, number, 4, none, none))
 
 
 def measured(layer: str) -> MetricsBatch:
@@ -61,12 +76,12 @@ def measured(layer: str) -> MetricsBatch:
 
 async def test_metrics_and_batches_go_to_the_owners_of_the_layers_only() -> None:
     calls: list[Call] = []
-    answers = {"offer": None}
-    actors = [Recorder(name, calls, {**answers, "apply": [f"receipt of {name}"]}) for name in "abc"]
-    pipeline = ActorPipeline(actors, {"x": 0, "y": 0, "z": 2, "w": 1})
+    told = {"a": [receipt("y")], "b": [], "c": [receipt("z")]}
+    actors = [Recorder(n, calls, {"offer": Answer.ACCEPTED, "apply": told[n]}) for n in "abc"]
+    pipeline = ActorPipeline(actors, Grid((1, 1, 1)), at(x=0, y=0, z=2, w=1))
     one, two, seen = batch("y"), batch("z"), measured("x")
     receipts = await pipeline.apply([one, two], [seen])
-    assert sorted(map(str, receipts)) == ["receipt of a", "receipt of c"]
+    assert [receipt.body.layer_id for receipt in receipts] == ["y", "z"]
     assert ("a", "offer", (one,)) in calls
     assert ("c", "offer", (two,)) in calls
     applied = {name: args for name, method, args in calls if method == "apply"}
@@ -76,14 +91,15 @@ async def test_metrics_and_batches_go_to_the_owners_of_the_layers_only() -> None
 
 
 async def test_all_receipts_of_an_owner_come_back_known_ones_too() -> None:
-    actors = [Recorder("a", [], {"offer": None, "apply": ["old of x", "new of y"]})]
-    receipts = await ActorPipeline(actors, {"x": 0, "y": 0}).apply([batch("y")], [])
-    assert list(map(str, receipts)) == ["old of x", "new of y"]
+    answers = {"offer": Answer.ACCEPTED, "apply": [receipt("x", number=7), receipt("y")]}
+    actors = [Recorder("a", [], answers)]
+    receipts = await ActorPipeline(actors, Grid((1,)), at(x=0, y=0)).apply([batch("y")], [])
+    assert [(r.body.layer_id, r.stamp.number) for r in receipts] == [("x", 7), ("y", 1)]
 
 
 async def test_nothing_to_apply_or_record_asks_nobody() -> None:
     calls: list[Call] = []
-    assert await ActorPipeline([Recorder("a", calls)], {"x": 0}).apply([], []) == []
+    assert await ActorPipeline([Recorder("a", calls)], Grid((1,)), at(x=0)).apply([], []) == []
     assert calls == []
 
 
@@ -91,7 +107,7 @@ async def test_acknowledgement_goes_to_the_owner_and_is_not_waited_for() -> None
     calls: list[Call] = []
     actors = [Recorder(name, calls, {"acknowledge": RunFailed("lost")}) for name in "ab"]
     stamp = Stamp(1, 1, 4)
-    await ActorPipeline(actors, {"x": 0, "y": 1}).acknowledge("y", stamp)
+    await ActorPipeline(actors, Grid((1, 1)), at(x=0, y=1)).acknowledge("y", stamp)
     assert calls == [("b", "acknowledge", ("y", stamp))]
 
 
@@ -99,7 +115,7 @@ async def test_offer_that_fails_is_raised_before_anything_is_applied() -> None:
     calls: list[Call] = []
     actors = [Recorder("a", calls, {"offer": RunFailed("the layer is gone"), "apply": []})]
     with pytest.raises(RunFailed, match="the layer is gone"):
-        await ActorPipeline(actors, {"x": 0}).apply([batch("x")], [measured("x")])
+        await ActorPipeline(actors, Grid((1,)), at(x=0)).apply([batch("x")], [measured("x")])
     assert [method for _, method, _ in calls] == ["offer"]
 
 
@@ -107,7 +123,7 @@ async def test_every_stage_saves_and_the_last_one_answers_an_evaluation() -> Non
     calls: list[Call] = []
     request = EvaluationRequest(1, "gate", 1, {})
     actors = [Recorder(n, calls, {"save": [n, n * 2], "evaluate": f"{n}!"}) for n in "ab"]
-    pipeline = ActorPipeline(actors, {})
+    pipeline = ActorPipeline(actors, Grid((1, 1)), {})
     assert list(map(str, await pipeline.save())) == ["a", "aa", "b", "bb"]
     assert str(await pipeline.evaluate(request)) == "b!"
     assert [(n, m) for n, m, _ in calls] == [
@@ -124,7 +140,7 @@ async def test_failure_of_any_stage_is_raised() -> None:
         Recorder("b", [], {"save": []}),
     ]
     with pytest.raises(RunFailed, match="disk of a"):
-        await ActorPipeline(actors, {}).save()
+        await ActorPipeline(actors, Grid((1, 1)), {}).save()
 
 
 async def test_stages_without_the_last_one_give_no_evaluation() -> None:

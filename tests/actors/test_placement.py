@@ -176,7 +176,7 @@ def test_shortage_says_what_is_needed_and_what_there_is(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "memory": 1.0})
     monkeypatch.setattr(ray, "available_resources", dict)
-    assert placement._shortage(4, 1.5) == "need 4 CPU, cluster has 2 (0 free) after 2 s"
+    assert placement._shortage(4, "CPU", 1.5) == "need 4 CPU, cluster has 2 (0 free) after 2 s"
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_a_layer_gets_its_host_module_back_too_and_nothing_else(rolled: Rolled, 
     if place == "store":
         log = RunLog(Root.open(str(rolled.folder / "run")))
         refs = {ref.name: ref for ref in manifest.segments(log.read_commit(1))}
-        host = persistence.read_host(rolled.stage, log, refs)
+        host = persistence.read_host(rolled.stage.spec, log, refs)
     roll_back_layer(rolled.stage, LAYER, rolled.reader(), rolled.ids[:1], host)
     check_seeds(rolled, before)
     now = snapshot.host_tensors(rolled.stage)

@@ -13,6 +13,7 @@ import torch
 from esper_ray.actors.transport import (
     Mailbox,
     ObjectStoreTransport,
+    Receive,
     Send,
     Tag,
     from_array,
@@ -20,7 +21,7 @@ from esper_ray.actors.transport import (
 )
 from esper_ray.errors import RunFailed
 
-TAG: Tag = ("forward", 3, 0)
+TAG = Receive(0, Tag("forward", 3, 0))
 DTYPES = [
     torch.bool,
     torch.uint8,
@@ -76,20 +77,21 @@ def test_delivery_waits_until_it_is_taken_once() -> None:
     mailbox = Mailbox(timeout_s=0.01)
     mailbox.put(TAG, torch.ones(2))
     assert torch.equal(mailbox.take(TAG), torch.ones(2))
-    with pytest.raises(RunFailed, match=r"nothing arrived as \('forward', 3, 0\)"):
+    with pytest.raises(RunFailed, match="nothing arrived as forward 0 of step 3 from actor 0"):
         mailbox.take(TAG)
 
 
-def test_repeated_delivery_replaces_the_first() -> None:
+def test_what_is_sent_twice_is_taken_twice_in_order() -> None:
     mailbox = Mailbox(timeout_s=1)
     mailbox.put(TAG, torch.ones(2))
     mailbox.put(TAG, torch.zeros(2))
+    assert torch.equal(mailbox.take(TAG), torch.ones(2))
     assert torch.equal(mailbox.take(TAG), torch.zeros(2))
 
 
 def test_other_tags_do_not_end_the_wait() -> None:
     mailbox = Mailbox(timeout_s=0.05)
-    timer = threading.Timer(0.01, mailbox.put, (("backward", 3, 0), torch.ones(1)))
+    timer = threading.Timer(0.01, mailbox.put, (Receive(0, Tag("backward", 3, 0)), torch.ones(1)))
     timer.start()
     with pytest.raises(RunFailed, match="nothing arrived") as caught:
         mailbox.take(TAG)
@@ -121,26 +123,30 @@ class Neighbour:
 
     def tell(self, method: str, *args: object) -> None:
         self.methods.append(method)
-        tag, array, dtype = pickle.loads(pickle.dumps(args))
-        self.mailbox.put(tag, from_array(array, dtype))
+        _, what, array, dtype = pickle.loads(pickle.dumps(args))
+        self.mailbox.put(what, from_array(array, dtype))
 
 
-def test_two_stages_exchange_what_was_sent_in_the_order_asked_for() -> None:
+def transport(mailbox: Mailbox, rank: int, peers: dict[int, Neighbour]) -> ObjectStoreTransport:
+    return ObjectStoreTransport(mailbox, rank, peers, 1, torch.device("cpu"))
+
+
+def test_two_actors_exchange_what_was_sent_in_the_order_asked_for() -> None:
     left, right = Mailbox(5), Mailbox(5)
-    to_right = ObjectStoreTransport(left, {"next": Neighbour(right)})
-    to_left = ObjectStoreTransport(right, {"previous": Neighbour(left)})
-    tags: list[Tag] = [("forward", 0, i) for i in range(3)]
-    to_right.exchange([Send("next", tag, torch.full((2,), tag[2])) for tag in tags], [])
-    received = to_left.exchange([], tags[::-1])
+    to_right = transport(left, 0, {1: Neighbour(right)})
+    to_left = transport(right, 1, {0: Neighbour(left)})
+    tags = [Tag("forward", 0, i) for i in range(3)]
+    to_right.exchange([Send(1, tag, torch.full((2,), tag.number)) for tag in tags], [])
+    received = to_left.exchange([], [Receive(0, tag) for tag in tags[::-1]])
     assert [int(x[0]) for x in received] == [2, 1, 0]
-    back: Tag = ("backward", 0, 0)
-    to_left.exchange([Send("previous", back, torch.ones(1))], [])
-    assert len(to_right.exchange([], [back])) == 1
+    back = Tag("backward", 0, 0)
+    to_left.exchange([Send(0, back, torch.ones(1))], [])
+    assert len(to_right.exchange([], [Receive(1, back)])) == 1
 
 
 def test_aborted_transport_raises_on_every_later_exchange() -> None:
-    transport = ObjectStoreTransport(Mailbox(60), {})
-    transport.abort("enough")
+    there = transport(Mailbox(60), 0, {})
+    there.abort("enough")
     for _ in range(2):
         with pytest.raises(RunFailed, match="enough"):
-            transport.exchange([], [TAG])
+            there.exchange([], [TAG])

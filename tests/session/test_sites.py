@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import esper_ray
 from esper_ray.errors import ConfigError, NoMatch
 from esper_ray.layers import LayerSeeds, Output
+from esper_ray.layers.told import read
 from esper_ray.lifecycle import ExtendedLifecycle
 from esper_ray.session import SeedConfig
-from esper_ray.session.sites import read
 from tests.builders import randomise, walk
 from tests.session.models import X, mlp, quick
 
