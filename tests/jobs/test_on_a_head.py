@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from esper_ray.bench.s3_server import S3Server
+from esper_ray.storage import Root, RunLog
 from tests.cli.conftest import Outcome
 from tests.jobs.head import Head, started_head, write_token
 from tests.servers.processes import free_port
@@ -180,3 +181,33 @@ def test_signal_lets_a_run_store_itself(command: Command, head: Head) -> None:
     assert (stopped.code, stopped.stdout) == (0, f"{job} stopped\n"), stopped.stderr
     assert "checkpoint: s3://esper/signalled@step=" in command("logs", job, *at).stdout
     assert json.loads(command("status", job, *at, "--json").stdout)["exit_code"] == 143
+
+
+@pytest.mark.soak
+def test_run_whose_head_dies_goes_on_where_it_is_submitted_again(folder: Path) -> None:
+    store = folder / "store"
+    words = [sys.executable, "-m", "esper_ray", "submit", "run.yaml", "--follow"]
+    words += ["--set", f"storage.url={store}", "--address"]
+    with started_head(1) as first:
+        with subprocess.Popen(
+            [*words, first.url], cwd=folder, env=dict(first.env), stderr=subprocess.PIPE, text=True
+        ) as following:
+            until(lambda: (store / "commits").is_dir() and any((store / "commits").iterdir()))
+            first.kill()
+            _, said = following.communicate(timeout=200)
+        assert following.returncode == 5, said
+        assert f"error: no Ray job server answers at {first.url}" in said
+    log = RunLog(Root.open(str(store)))
+    step = log.read_commit(log.lineage()[0])["step"]
+    with started_head(1) as second:
+        again = subprocess.run(
+            [*words, second.url, "--set", f"train.epochs={step // 2 + 2}"],
+            cwd=folder,
+            env=dict(second.env),
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+    assert again.returncode == 0, again.stderr
+    assert f"at step {step}" in again.stderr
