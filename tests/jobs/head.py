@@ -171,4 +171,5 @@ def _end(process: subprocess.Popen[bytes], folder: Path) -> list[int]:
         }
         if not members:
             break
+    process.wait(20)
     return sorted(members)
