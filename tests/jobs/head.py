@@ -33,6 +33,7 @@ _START_S = 90.0
 class Head:
     """Where a head listens, and the environment in which clients may reach it."""
 
+    pid: int
     port: int
     dashboard: int
     folder: Path
@@ -47,6 +48,10 @@ class Head:
     def address(self) -> str:
         """Its GCS."""
         return f"127.0.0.1:{self.port}"
+
+    def kill(self) -> None:
+        """End GCS, raylet and dashboard at once; what they ran follows."""
+        os.killpg(self.pid, signal.SIGKILL)
 
     def ask(self, path: str) -> Any:
         """What its HTTP API answers."""
@@ -102,7 +107,7 @@ def started_head(cpus: int, extra: Mapping[str, str] | None = None) -> Iterator[
             stderr=log,
             start_new_session=True,
         )
-    head = Head(port, dashboard, folder, env)
+    head = Head(process.pid, port, dashboard, folder, env)
     try:
         _wait(process, head)
         yield head
@@ -166,4 +171,5 @@ def _end(process: subprocess.Popen[bytes], folder: Path) -> list[int]:
         }
         if not members:
             break
+    process.wait(20)
     return sorted(members)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from esper_ray.bench.s3_server import S3Server
+from esper_ray.config.schema import ClusterConfig
+from esper_ray.storage import Root, RunLog
 from tests.cli.conftest import Outcome
 from tests.jobs.head import Head, started_head, write_token
 from tests.servers.processes import free_port
@@ -138,14 +140,33 @@ def test_run_is_submitted_asked_stopped_and_resumed(command: Command, head: Head
     assert (newest["job"], newest["exit_code"]) == (resumed.stdout.strip(), 0)
 
 
+@pytest.mark.parametrize(
+    ("run", "needs", "said"),
+    [
+        pytest.param(
+            "no-gpu",
+            ("cluster.gpus=1",),
+            "error: need 1 GPU, cluster has 0 (0 free)",
+            marks=pytest.mark.skipif(
+                "gpus" not in ClusterConfig.model_fields, reason="runs place no GPUs yet"
+            ),
+        ),
+        pytest.param(
+            "no-cpu",
+            ("model.factory=esper_ray.models:byte_mlp", "model.args={window: 4}"),
+            "error: need 2 CPU, cluster has 1",
+            marks=pytest.mark.soak,
+        ),
+    ],
+)
 def test_missing_resources_end_with_the_code_of_the_entrypoint(
-    command: Command, head: Head
+    command: Command, head: Head, run: str, needs: tuple[str, ...], said: str
 ) -> None:
-    words = ("--set", "model.factory=esper_ray.models:byte_mlp", "--set", "run=big")
-    size = ("--set", "model.args={window: 4}", "--set", "storage.url=s3://esper/big")
-    done = command("submit", "run.yaml", "--address", head.url, "--follow", *words, *size)
+    changes = (*needs, f"run={run}", f"storage.url=s3://esper/{run}")
+    words = [word for change in changes for word in ("--set", change)]
+    done = command("submit", "run.yaml", "--address", head.url, "--follow", *words)
     assert done.code == 6, done.stderr
-    assert "error: need 2 CPU, cluster has 1" in done.stderr
+    assert said in done.stderr
 
 
 def test_wrong_token_no_token_and_no_cluster_are_said_in_two_lines(
@@ -180,3 +201,38 @@ def test_signal_lets_a_run_store_itself(command: Command, head: Head) -> None:
     assert (stopped.code, stopped.stdout) == (0, f"{job} stopped\n"), stopped.stderr
     assert "checkpoint: s3://esper/signalled@step=" in command("logs", job, *at).stdout
     assert json.loads(command("status", job, *at, "--json").stdout)["exit_code"] == 143
+
+
+@pytest.mark.soak
+def test_run_whose_head_dies_goes_on_where_it_is_submitted_again(folder: Path) -> None:
+    store = folder / "store"
+    words = [sys.executable, "-m", "esper_ray", "submit", "run.yaml", "--follow"]
+    words += ["--set", f"storage.url={store}", "--address"]
+    with started_head(1) as first:
+        with subprocess.Popen(
+            [*words, first.url],
+            cwd=folder,
+            env=dict(first.env),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as following:
+            until(lambda: (store / "commits").is_dir() and any((store / "commits").iterdir()))
+            first.kill()
+            _, said = following.communicate(timeout=200)
+        assert following.returncode == 5, said
+        assert f"error: no Ray job server answers at {first.url}" in said
+    log = RunLog(Root.open(str(store)))
+    step = log.read_commit(log.lineage()[0])["step"]
+    with started_head(1) as second:
+        again = subprocess.run(
+            [*words, second.url, "--set", f"train.epochs={step // 2 + 2}"],
+            cwd=folder,
+            env=dict(second.env),
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+    assert again.returncode == 0, again.stderr
+    assert f"at step {step}" in again.stderr
