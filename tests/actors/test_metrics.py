@@ -146,7 +146,7 @@ def test_values_appear_at_the_metrics_endpoint_of_a_node(ray_cluster: str) -> No
             hub.epoch(report(), backlog=2)
             return type(rim).__name__
 
-    source: Any = ray.remote(Source).options(num_cpus=0).remote()  # type: ignore[attr-defined]
+    source: Any = ray.remote(Source).options(num_cpus=0).remote()
     assert ray.get(source.tell.remote(), timeout=60) == "RayRim"
     [node] = ray.nodes()  # type: ignore[no-untyped-call]
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
