@@ -126,8 +126,8 @@ checks a file and starts nothing. A whole one: [stdlib_lm.yaml](../examples/stdl
 """
 
 RESUME = """
-A run may be resumed with other values of `train.epochs`, `storage`, `cluster` and `events`. Every other key
-is part of what the run is.
+A run may be resumed with other values of `train.epochs`, `storage`, `cluster` and `events`. Every
+other key is part of what the run is.
 """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,9 +32,11 @@ class EventSettings:
 class EventHub(Hub):
     """The hub as an actor. It knows where runs are stored, and tells late groups from there."""
 
-    def __init__(self, retention: Retention | None = None) -> None:
+    def __init__(
+        self, retention: Retention | None = None, stored: Mapping[str, Root] | None = None
+    ) -> None:
         super().__init__(retention)
-        self._stored: dict[str, Root] = {}
+        self._stored = dict(stored or {})  # given here, a restart of the actor knows it too
 
     async def attach(self, run: str, root: Root) -> None:
         """Read the log of `run` there, where a group asks for more than is kept in memory."""
@@ -57,8 +59,13 @@ def _told(run: str, root: Root) -> list[Record]:
     return [record(event) for entry in feed.history() for event in feed.events(entry)]
 
 
-def start_hub(name: str, retention: Retention | None = None) -> RemoteActor:
-    """The hub of that name on the connected cluster; it lives as long as who started it."""
+def start_hub(
+    name: str, retention: Retention | None = None, stored: Mapping[str, Root] | None = None
+) -> RemoteActor:
+    """The hub of that name on the connected cluster; it lives as long as who started it.
+
+    A new one knows where some runs are `stored`. After a crash Ray restarts it, empty.
+    """
     import ray
 
     hub_class: Any = ray.remote(EventHub)
@@ -69,7 +76,7 @@ def start_hub(name: str, retention: Retention | None = None) -> RemoteActor:
         num_cpus=0,
         max_restarts=-1,
         max_concurrency=1000,  # consumers wait inside
-    ).remote(retention)
+    ).remote(retention, stored)
     return RemoteActor(handle)
 
 
@@ -83,7 +90,7 @@ def open_hub(settings: EventSettings, root: Root) -> RemoteActor | None:
         return None
     import ray
 
-    hub = start_hub(name)
+    hub = start_hub(name, stored={settings.run: root})
     ray.get(hub.submit("attach", settings.run, root), timeout=_TIMEOUT_S)
     return hub
 

@@ -117,6 +117,7 @@ class RayRim:
         self._made: dict[str, Any] = {}
         for name, metric in METRICS.items():
             given: dict[str, Any] = {"tag_keys": ("run", *metric.tags)}
+            made: Any
             if metric.kind == "histogram":
                 made: Any = metrics.Histogram(
                     name, metric.about, boundaries=list(_SECONDS), **given
@@ -127,14 +128,14 @@ class RayRim:
 
     def write(self, name: str, value: float, tags: Mapping[str, str]) -> None:
         """See Rim."""
-        metric, plain = self._made[name], dict(tags)
+        made, plain = self._made[name], dict(tags)
         kind = METRICS[name].kind
         if kind == "gauge":
-            metric.set(value, tags=plain)
+            made.set(value, tags=plain)
         elif kind == "counter":
-            metric.inc(value, tags=plain)
+            made.inc(value, tags=plain)
         else:
-            metric.observe(value, tags=plain)
+            made.observe(value, tags=plain)
 
 
 def rim_here() -> Rim:

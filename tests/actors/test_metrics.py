@@ -162,3 +162,9 @@ def test_values_appear_at_the_metrics_endpoint_of_a_node(ray_cluster: str) -> No
         [line] = [line for line in lines if line.startswith(f"{name}{{")]
         assert 'run="digits"' in line
         assert float(line.rpartition(" ")[2]) == value
+
+
+def test_page_lists_every_metric() -> None:
+    page = (DASHBOARD.parents[1] / "docs" / "events.md").read_text()
+    for name, metric in METRICS.items():
+        assert f"| `{name}` | {metric.kind} | {', '.join(metric.tags)} | {metric.about} |" in page
