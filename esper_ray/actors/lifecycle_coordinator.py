@@ -79,7 +79,7 @@ class LifecycleCoordinator:
         self._arrived = asyncio.Event()
         self._journal, self._deliveries = Journal(0), Deliveries(0)
         self._losses: list[tuple[int, float]] = []
-        self._seq = 0
+        self._seq = self._run_epoch = 0
         self._unfinished: _Unfinished | None = None
 
     @property
@@ -90,12 +90,16 @@ class LifecycleCoordinator:
         self, pipeline: Pipeline, progress: Mapping[str, object] | None, epoch: EpochRecord
     ) -> None:
         """Meet the layers; go on from a stored progress, as the writer of this run epoch."""
-        self._pipeline, self._seq = pipeline, epoch.next_seq
+        self._pipeline, self._seq, self._run_epoch = pipeline, epoch.next_seq, epoch.run_epoch
         self._log = RunLog(self._root, epoch, self._spec.signing_key)
         if progress is not None:
             self._decider.progress = Progress.from_json(progress)
         self._journal = Journal(self._progress.sequence)
         self._deliveries = Deliveries(epoch.run_epoch)
+
+    async def ping(self) -> int:
+        """The run epoch that it coordinates."""
+        return self._run_epoch
 
     async def ingest(self, report: StageReport) -> None:
         """Take a stage's report; the newest of a stage wins, in whatever order they arrive."""

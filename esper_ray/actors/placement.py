@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import socket
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from esper_ray.actors.layer_actor import CONCURRENCY_GROUPS, METHOD_GROUPS, Laye
 from esper_ray.actors.lifecycle_coordinator import CoordinatorSpec, LifecycleCoordinator
 from esper_ray.actors.processes import cluster_processes, end_processes
 from esper_ray.actors.remote import RemoteActor
-from esper_ray.errors import ClusterUnavailable, ResourcesTimeout
+from esper_ray.errors import ClusterUnavailable, ResourcesTimeout, RunFailed
 from esper_ray.growth.spec import StageSpec
 from esper_ray.storage import Root
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 NAMESPACE = "esper"
 _CONNECT_S = 5.0
+_NAME_FREE_S = 20.0
+_PING_S = 5.0
 _SETTINGS = b"\x04"
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0" * 5
 _QUIET = {
@@ -30,6 +33,11 @@ _QUIET = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+
+
+def coordinator_name(run: str) -> str:
+    """Under which name, in NAMESPACE, the coordinator of a run is found on its cluster."""
+    return f"esper/{run}/coordinator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +57,10 @@ class Cluster:
     """
 
     settings: ClusterSettings
-    _groups: list[PlacementGroup] = field(default_factory=list)
-    _actors: list[RemoteActor] = field(default_factory=list)
+    _group: PlacementGroup | None = None
+    _bundles: list[int] = field(default_factory=list)
+    _layers: dict[int, RemoteActor] = field(default_factory=dict)
+    _central: RemoteActor | None = None
     _connected_here: bool = False
 
     def connect(self, stages: int) -> None:
@@ -85,53 +95,117 @@ class Cluster:
     def place(
         self, specs: tuple[StageSpec, ...], coordinator: CoordinatorSpec, root: Root
     ) -> tuple[list[RemoteActor], RemoteActor]:
-        """One LayerActor per stage, one CPU each, and the coordinator."""
+        """One LayerActor per stage, one CPU each, and the coordinator; those that live are kept."""
+        group, bundles = self._reserve(len(specs))
+        for rank, spec in enumerate(specs):
+            if rank not in self._layers:
+                self._layers[rank] = self._start_layer(spec, root, group, bundles[rank])
+        if self._central is None:
+            self._central = _start_coordinator(coordinator, root)
+        return [self._layers[rank] for rank in range(len(specs))], self._central
+
+    def drop(self, actor: RemoteActor) -> None:
+        """Kill an actor; the next `place` starts another instead."""
         import ray
+
+        ray.kill(actor.handle)
+        self._layers = {rank: each for rank, each in self._layers.items() if each is not actor}
+        if self._central is actor:
+            self._central = None
+
+    def _reserve(self, bundles: int) -> tuple[PlacementGroup, list[int]]:
+        """The run's placement group, and which bundle each actor has; waits for its resources.
+
+        Ray gives the bundles of a lost node another place as soon as there is one.
+        """
         from ray.util.placement_group import placement_group
+
+        if self._group is None:
+            self._group = placement_group([{"CPU": 1.0}] * bundles, strategy="PACK")
+        if not self._group.wait(self.settings.wait_for_resources_s):
+            raise ResourcesTimeout(_shortage(bundles, self.settings.wait_for_resources_s))
+        if not self._bundles:
+            self._bundles = list(range(bundles))
+        return self._group, self._bundles
+
+    def _start_layer(
+        self, spec: StageSpec, root: Root, group: PlacementGroup, bundle: int
+    ) -> RemoteActor:
+        import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        group = placement_group([{"CPU": 1.0}] * len(specs), strategy="PACK")
-        self._groups.append(group)
-        if not group.wait(self.settings.wait_for_resources_s):
-            raise ResourcesTimeout(_shortage(len(specs), self.settings.wait_for_resources_s))
         decorate: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)  # type: ignore[call-overload]
-        layer_class = decorate(LayerActor)
-        layers = [
-            layer_class.options(
-                num_cpus=1,
-                max_restarts=0,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    group, placement_group_bundle_index=index
-                ),
-            ).remote(spec, root, self.settings.step_timeout_s)
-            for index, spec in enumerate(specs)
-        ]
-        coordinator_class: Any = ray.remote(LifecycleCoordinator)
-        central = coordinator_class.options(num_cpus=0).remote(coordinator, root)
-        actors = [RemoteActor(handle, METHOD_GROUPS) for handle in layers]
-        self._actors += [*actors, RemoteActor(central)]
-        return actors, self._actors[-1]
+        where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+        layer_class = decorate(LayerActor).options(
+            num_cpus=1, max_restarts=0, scheduling_strategy=where
+        )
+        handle = layer_class.remote(spec, root, self.settings.step_timeout_s)
+        return RemoteActor(handle, METHOD_GROUPS)
 
     def close(self) -> None:
         """End the actors and give back their places; end the cluster if it was started here."""
-        if not (self._connected_here or self._groups):
+        if not self._connected_here and self._group is None:
             return  # also saves importing Ray
         import ray
         from ray.util.placement_group import remove_placement_group
 
         if not ray.is_initialized():
             return
-        for actor in self._actors:
-            ray.kill(actor.handle)
-        for group in self._groups:
-            remove_placement_group(group)
-        self._actors.clear()
-        self._groups.clear()
+        for actor in [*self._layers.values(), *([self._central] if self._central else [])]:
+            self.drop(actor)
+        if self._group is not None:
+            remove_placement_group(self._group)
+        self._group, self._bundles = None, []
         if self._connected_here:
             private = cluster_processes() if self.settings.address == "local" else []
             ray.shutdown()
             end_processes(private)
             self._connected_here = False
+
+
+def _start_coordinator(spec: CoordinatorSpec, root: Root) -> RemoteActor:
+    """The named actor; RunFailed where a run of this name is at work on the cluster.
+
+    A name is free as soon as Ray has noticed that its actor or the driver of that is gone.
+    """
+    import ray
+    from ray.exceptions import ActorAlreadyExistsError
+
+    run = str(spec.manifest["run"])
+    name, deadline = coordinator_name(run), time.monotonic() + _NAME_FREE_S
+    coordinator_class: Any = ray.remote(LifecycleCoordinator)
+    while True:
+        try:
+            handle = coordinator_class.options(
+                num_cpus=0, name=name, namespace=NAMESPACE, max_restarts=0
+            ).remote(spec, root)
+            return RemoteActor(handle)
+        except ActorAlreadyExistsError as error:
+            if time.monotonic() > deadline:
+                if _answers(name):
+                    raise RunFailed(
+                        f"a run named {run!r} is at work on this cluster",
+                        "wait for its end, stop it, or give this run another name",
+                    ) from error
+                deadline = time.monotonic() + _NAME_FREE_S
+            time.sleep(0.1)
+
+
+def _answers(name: str) -> bool:
+    """Whether the actor of that name is there; one that does not answer is killed."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        handle = ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        return False
+    try:
+        ray.get(handle.ping.remote(), timeout=_PING_S)
+    except RayError:
+        ray.kill(handle)
+        return False
+    return True
 
 
 def _check_reachable(address: str) -> None:

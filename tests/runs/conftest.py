@@ -17,7 +17,7 @@ ConfigMaker = Callable[..., RunConfig]
 def short_run(url: Path, **changes: Any) -> dict[str, Any]:
     """A run file whose seeds go from DORMANT to FOSSILIZED in about 30 epochs of 4 steps."""
     values: dict[str, Any] = {
-        "run": "short",
+        "run": url.name.replace("_", "-"),  # one of this name at a time on a cluster
         "seed": 3,
         "data": {"name": "stdlib_text", "batch_size": 32, "evaluation_samples": 1024},
         "model": {"args": {"embedding": 8, "hidden": 32}},

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from esper_ray.actors import placement
 from esper_ray.actors.persistence import read_state
 from esper_ray.config import RunConfig
 from esper_ray.errors import RunFailed
@@ -61,6 +62,25 @@ def test_a_lost_actor_ends_the_run_and_says_how_to_go_on(
     with runtime, pytest.raises(RunFailed) as failed:
         runtime.fit("never", on_epoch=kill_one)
     assert "--resume auto" in failed.value.hint
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_coordinator_is_found_by_its_name_and_a_second_run_of_that_name_is_refused(
+    make_config: ConfigMaker, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(placement, "_NAME_FREE_S", 0.5)
+    config = make_config(cluster__address=ray_cluster, train__epochs=2)
+    with Runtime(config) as first, Runtime(make_config(cluster__address=ray_cluster)) as second:
+        first.open()
+        named = ray.get_actor("esper/run/coordinator", namespace="esper")
+        assert ray.get(named.ping.remote(), timeout=60) == 1
+        with pytest.raises(RunFailed, match="a run named 'run' is at work"):
+            second.open()
+    with Runtime(config) as third:  # the name is free again
+        third.open()
 
 
 def command(config: Path, *options: str) -> list[str]:
