@@ -21,6 +21,10 @@ class RunFailed(EsperError):
     """Training stopped before its last step."""
 
 
+class StepFailed(RunFailed):
+    """A part of the run is lost, hangs or was told to stop; it may be done again from a commit."""
+
+
 class ConfigError(EsperError, ValueError):
     """A value in the configuration or on the command line cannot be used."""
 

@@ -67,7 +67,7 @@ def _seed_events(log: RunLog, layer: str, seed_id: int, upto: int | None) -> Eve
     known: set[str] = set()
     seeds, own = 0, []
     for events in _parts(log, upto):
-        known.update(events.columns["layer"])
+        known.update(name for name in events.columns["layer"] if name)
         of_layer = events.of(layer)
         epochs = of_layer.take(of_layer.columns["kind"] == EventKind.EPOCH)
         seeds = max(seeds, *epochs.columns["errors"].tolist(), 0)

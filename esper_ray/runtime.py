@@ -15,9 +15,10 @@ from esper_ray.actors.layer_actor import Restore
 from esper_ray.actors.placement import ClusterSettings
 from esper_ray.actors.remote import RemoteActor
 from esper_ray.actors.run_point import RunPoint
+from esper_ray.actors.supervision import FaultLimits, Point, Supervisor
 from esper_ray.config import RunConfig
 from esper_ray.config.storage import StorageConfig
-from esper_ray.errors import ConfigError, CorruptError
+from esper_ray.errors import ConfigError, CorruptError, FencedError
 from esper_ray.events.messages import EpochReport, Evaluation
 from esper_ray.lifecycle import move_of
 from esper_ray.planning import RunPlan, plan_run
@@ -97,8 +98,12 @@ class Runtime:
         self._warn = warn
         cluster = config.cluster
         settings = ClusterSettings(
-            address or cluster.address, cluster.wait_for_resources_s, cluster.step_timeout_s
+            address or cluster.address,
+            cluster.wait_for_resources_s,
+            cluster.step_timeout_s,
+            cluster.answer_timeout_s,
         )
+        self._limits = FaultLimits(cluster.max_failures, cluster.outage_timeout_s)
         self._engine: Engine = LocalEngine() if local else RayEngine(settings)
         self.root = Root.open(config.storage_url, **config.storage.access)
         self._key = _signing_key(config.storage)
@@ -137,17 +142,19 @@ class Runtime:
     def fit(
         self, resume: str = "auto", on_epoch: Callable[[EpochReport], None] = _ignore
     ) -> RunResult:
-        """Train to the last epoch; `resume` is `auto`, `never` or a checkpoint's URL."""
+        """Train to the last epoch; `resume` is `auto`, `never` or a checkpoint's URL.
+
+        After a fault it goes on from the newest commit: epochs since that are reported again.
+        """
         began = time.monotonic()
         found = self.open(resume)
-        done = 0 if found is None else found.point.epoch
-        report: EpochReport | None = None
-        for epoch in range(done, self.config.train.epochs):
-            self.train_epoch(epoch)
-            report = self._engine.end_epoch(epoch)
+        supervisor = Supervisor(self._engine, self._rewind, self._limits, self._warn)
+        done, epochs = 0 if found is None else found.point.epoch, self.config.train.epochs
+        report = None
+        for report in supervisor.train(done, epochs, self.config.seeds.epoch_steps):
             self._tell(report.upload_error)
             on_epoch(report)
-        test = self._engine.evaluate("test")
+        test = supervisor.evaluate("test", epochs)
         if report is not None and report.commit is not None:
             body = self._log().read_commit(report.commit)
             found = Found.read(self.root, report.commit, body)
@@ -170,7 +177,7 @@ class Runtime:
         """Build every part, from the checkpoint that `resume` names; says which it was."""
         self.root.names("")  # a place that cannot be used fails here, before anything starts
         self._tell(self._mirror.check(self._log()))
-        found = self._find(resume)
+        self._found = found = self._find(resume)
         self._engine.connect(len(self.plan.stages))
         self._engine.open(self._start(found))
         return found
@@ -228,16 +235,14 @@ class Runtime:
         url, selector = split_url(resume)
         root = Root.open(url, **self.config.storage.access)
         log = self._log() if root.url == self.root.url else RunLog(root, key=self._key)
-        stored = RunCheckpoints(log)
-        seq = stored.resolve(selector)
+        seq = (stored := RunCheckpoints(log)).resolve(selector)
         return self._checked(Found.read(root, seq, stored.load(seq)), log)
 
     def _checked(self, found: Found, log: RunLog) -> Found:
         """Refuse a checkpoint of a run that differs in anything but its length and place."""
         point, url = found.point, found.root.url
         mine, stored = self.config.identity(), point.config
-        differ = [k for k in sorted({*mine, *stored}) if mine.get(k) != stored.get(k)]
-        if differ:
+        if differ := [k for k in sorted({*mine, *stored}) if mine.get(k) != stored.get(k)]:
             raise ConfigError(
                 f"the checkpoint at {url} was made with another {', '.join(differ[:3])}",
                 "restore these keys, or start anew with --resume never and another storage.url",
@@ -256,13 +261,26 @@ class Runtime:
         self._warn(f"resuming {url} at step {point.step}")
         return found
 
-    def _start(self, found: Found | None) -> Start:
+    def _rewind(self, fault: str) -> Point:
+        """A start from the newest commit of this run's history, or from where it began.
+
+        FencedError where another has started it since.
+        """
+        log = self._log()
+        if log.epoch_numbers()[-1] != self._run_epoch:
+            raise FencedError(f"{self.root.url} was started again by another writer")
+        newest = RunCheckpoints(log).newest_valid(self._warn)
+        found = Found.read(self.root, *newest) if newest else self._found
+        return Point(self._start(found, fault), 0 if found is None else found.point.epoch)
+
+    def _start(self, found: Found | None, fault: str = "") -> Start:
         here = found is not None and found.root.url == self.root.url
         log = self._log()
         record = log.open_epoch(
             resumed_from=found.seq if found is not None and here else None,
             source=found.root.url if found is not None and not here else None,
         )
+        self._run_epoch = record.run_epoch
         self._tell(self._mirror.follow(log))
         restore = progress = None
         if found is not None:
@@ -278,4 +296,5 @@ class Runtime:
             restore=restore,
             progress=progress,
             epoch=record,
+            fault=fault,
         )

@@ -61,6 +61,10 @@ class Commands:
                 self._open[asked.layer_id, asked.seed_id] = asked
         return commands
 
+    def ask_again(self) -> None:
+        """Let what was taken and not answered wait once more: its boundary is done again."""
+        self._waiting, self._open = [*self._open.values(), *self._waiting], {}
+
     def settle(self, layer_id: str, seed_ids: NDArray[np.int64], reason: NDArray[np.uint8]) -> None:
         """Note what became of some rows: Refusal codes, 0 = accepted so far, or applied."""
         if not self._open:

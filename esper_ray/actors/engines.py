@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from esper_ray.actors.lifecycle_coordinator import CoordinatorSpec, LifecycleCoo
 from esper_ray.actors.pipeline import ActorPipeline, LocalPipeline
 from esper_ray.actors.placement import Cluster, ClusterSettings
 from esper_ray.actors.remote import RemoteActor
-from esper_ray.errors import EsperError, RunFailed
+from esper_ray.errors import EsperError, RunFailed, StepFailed
 from esper_ray.events.messages import EpochReport, Evaluation
 from esper_ray.growth.spec import StageSpec
 from esper_ray.storage import EpochRecord, Root
@@ -31,6 +32,8 @@ class Start:
     restore: Restore | None
     progress: Mapping[str, object] | None
     epoch: EpochRecord
+    fault: str = ""
+    """What the run goes back for."""
 
 
 class Engine(Protocol):
@@ -41,7 +44,11 @@ class Engine(Protocol):
         ...
 
     def open(self, start: Start) -> None:
-        """Build and, where asked, restore every part."""
+        """Build and, where asked, restore every part; after `halt` once more."""
+        ...
+
+    def halt(self, reason: str) -> None:
+        """Stop every part; what does not answer is ended, and built anew by `open`."""
         ...
 
     def train_epoch(self, first_step: int, steps: int) -> None:
@@ -74,13 +81,18 @@ class LocalEngine:
 
     def open(self, start: Start) -> None:
         """See Engine."""
+        self.close()
         self._runner = asyncio.Runner()
         self._pipeline = LocalPipeline(
             start.stages, start.root, start.restore, start.epoch.run_epoch
         )
         self._coordinator = LifecycleCoordinator(start.coordinator, start.root)
-        setup = self._coordinator.setup(self._pipeline, start.progress, start.epoch)
+        setup = self._coordinator.setup(self._pipeline, start.progress, start.epoch, start.fault)
         self._runner.run(setup)
+
+    def halt(self, reason: str) -> None:
+        """Nothing is under way between two calls."""
+        del reason
 
     def train_epoch(self, first_step: int, steps: int) -> None:
         """See Engine."""
@@ -112,7 +124,7 @@ class RayEngine:
 
     def __init__(self, settings: ClusterSettings) -> None:
         self._cluster = Cluster(settings)
-        self._timeout_s = settings.step_timeout_s
+        self._timeout_s, self._answer_s = settings.step_timeout_s, settings.answer_timeout_s
         self.actors: list[RemoteActor] = []
 
     def connect(self, stages: int) -> None:
@@ -124,6 +136,12 @@ class RayEngine:
         self.actors, self._coordinator = self._cluster.place(
             start.stages, start.coordinator, start.root
         )
+        self._set_up(start)
+        pipeline = ActorPipeline(self.actors, start.stage_of)
+        self._ask("setup", pipeline, start.progress, start.epoch, start.fault)
+
+    def _set_up(self, start: Start) -> None:
+        """Have every actor build its stage, and meet the others, as of this run epoch."""
         last, run_epoch = len(self.actors) - 1, start.epoch.run_epoch
         setups = []
         for index, layer in enumerate(self.actors):
@@ -134,8 +152,18 @@ class RayEngine:
                 peers["next"] = self.actors[index + 1]
             setups.append(layer.submit("setup", peers, self._coordinator, start.restore, run_epoch))
         self._wait(setups)
-        pipeline = ActorPipeline(self.actors, start.stage_of)
-        self._ask("setup", pipeline, start.progress, start.epoch)
+
+    def halt(self, reason: str) -> None:
+        """See Engine. Survivors are kept, as starting an actor costs seconds."""
+        aborts = [(actor, actor.submit("abort", reason)) for actor in self.actors]
+        aborts.append((self._coordinator, self._coordinator.submit("abort")))
+        alive = self._answering(aborts)
+        layers = [actor for actor in alive if actor is not self._coordinator]
+        idle = self._answering([(actor, actor.submit("idle")) for actor in layers])
+        kept = [actor for actor in alive if actor is self._coordinator] + idle
+        for actor, _ in aborts:
+            if not any(actor is each for each in kept):
+                self._cluster.drop(actor)
 
     def train_epoch(self, first_step: int, steps: int) -> None:
         """See Engine. One call per actor and step, a window of them submitted at a time."""
@@ -171,22 +199,19 @@ class RayEngine:
         return self._wait([self._coordinator.submit(method, *args)])[0]
 
     def _wait(self, pending: list[Any]) -> list[Any]:
-        """Results in order; the first failure aborts every layer and is raised as its cause."""
+        """Results in order, or the first failure: StepFailed where an actor is lost or hangs."""
         from ray.exceptions import RayError, RayTaskError
 
         try:
             return self._results(pending)
         except RayTaskError as error:
-            self._abort(str(error.cause))
             if isinstance(error.cause, EsperError):
                 raise error.cause from None
+            if isinstance(error.cause, RayError):
+                raise _lost(error.cause) from error
             raise RunFailed(f"an actor failed: {error.cause!r}") from error
         except RayError as error:
-            self._abort(type(error).__name__)
-            raise RunFailed(
-                f"an actor is lost: {type(error).__name__}",
-                "run the same command again with --resume auto",
-            ) from error
+            raise _lost(error) from error
 
     def _results(self, pending: list[Any]) -> list[Any]:
         """Wait for all, but not past the first that failed."""
@@ -196,14 +221,29 @@ class RayEngine:
         while left:
             done, left = ray.wait(left, num_returns=1, timeout=self._timeout_s)
             if not done:
-                self._abort("timed out")
-                raise RunFailed(
+                raise StepFailed(
                     f"no actor answered within {self._timeout_s:.0f} s",
                     "raise cluster.step_timeout_s if a step may take longer",
                 )
             ray.get(done)
         return ray.get(pending)
 
-    def _abort(self, reason: str) -> None:
-        for layer in self.actors:
-            layer.tell("abort", reason)
+    def _answering(self, asked: list[tuple[RemoteActor, Any]]) -> list[RemoteActor]:
+        """The actors that answer within `answer_timeout_s`."""
+        import ray
+        from ray.exceptions import RayError
+
+        deadline, alive = time.monotonic() + self._answer_s, []
+        for actor, answer in asked:
+            try:
+                ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))
+            except RayError:
+                continue
+            alive.append(actor)
+        return alive
+
+
+def _lost(error: Exception) -> StepFailed:
+    return StepFailed(
+        f"an actor is lost: {type(error).__name__}", "run the same command again with --resume auto"
+    )

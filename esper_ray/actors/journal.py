@@ -11,6 +11,7 @@ from esper_ray.events.log import EventKind, Events
 from esper_ray.events.messages import MetricsBatch, TelemetryBatch, TransitionBatch
 from esper_ray.lifecycle import BLENDED_STATES, REASONS, Cause, Decisions, Explanation, Refusal
 
+_MOST_TEXT = 200
 _SIGNALS = ("weight_drift", "performance_delta", "loss_variance", "gradient_norm")
 
 
@@ -94,6 +95,11 @@ class Journal:
             cause=[Cause(code).name for code in asked.cause.tolist()],
             gate=[_gate(told) for told in refused.explanations()],
         )
+
+    def rewound(self, fault: str) -> None:
+        """The run went back to a commit, or to its start, and goes on from there."""
+        where = self._next("", -1, -1)
+        self._add(EventKind.REWOUND, where, np.array([-1]), cause=fault[:_MOST_TEXT])
 
     def drain(self) -> Events:
         """All events so far; the journal is empty afterwards."""

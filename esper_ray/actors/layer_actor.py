@@ -23,6 +23,7 @@ from esper_ray.actors.transport import (
     Teller,
     from_array,
 )
+from esper_ray.errors import StepFailed
 from esper_ray.events.messages import (
     Evaluation,
     EvaluationRequest,
@@ -37,6 +38,7 @@ CONCURRENCY_GROUPS: Final = {"compute": 1, "control": 2, "io": 1}
 
 METHOD_GROUPS: Final = {
     "setup": "compute",
+    "idle": "compute",
     "run_step": "compute",
     "end_epoch": "compute",
     "evaluate": "compute",
@@ -68,8 +70,9 @@ class LayerActor:
     """A stage, its neighbours and its mailbox; one call per optimiser step."""
 
     def __init__(self, spec: StageSpec, root: Root, timeout_s: float) -> None:
-        self._spec, self._root = spec, root
+        self._spec, self._root, self._timeout_s = spec, root, timeout_s
         self._mailbox = Mailbox(timeout_s)
+        self._aborted: str | None = None
         self._ops = plan(spec.index, spec.count, spec.data.micro_batches)
 
     def setup(
@@ -79,7 +82,11 @@ class LayerActor:
         restore: Restore | None,
         run_epoch: int,
     ) -> None:
-        """Build the stage, restore it where asked, and meet the others."""
+        """Build the stage, restore it where asked, and meet the others.
+
+        May be called again, for another run epoch: everything is built anew.
+        """
+        self._mailbox, self._aborted, self._run_epoch = Mailbox(self._timeout_s), None, run_epoch
         self._transport = ObjectStoreTransport(self._mailbox, peers)
         self._coordinator = coordinator
         self._log = RunLog(self._root)
@@ -95,6 +102,7 @@ class LayerActor:
         stage, sends = self._stage, list[Send]()
         stage.begin_step(step)
         for kind, micro_batch in self._ops:
+            self._go_on()
             forward = kind is Kind.FORWARD
             tag: Tag = (kind.value, step, micro_batch)
             source = not (self._spec.first if forward else self._spec.last)
@@ -113,12 +121,14 @@ class LayerActor:
 
     def end_epoch(self, epoch: int) -> None:
         """Advance the seeds by one lifecycle epoch and report to the coordinator."""
-        self._coordinator.tell("ingest", self._stage.end_epoch(epoch))
+        self._go_on()
+        self._coordinator.tell("ingest", self._stage.end_epoch(epoch), self._run_epoch)
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation | None:
         """The whole split forward under every alpha setting; changes nothing."""
         sends: list[Send] = []
         for number in range(self._stage.evaluation_batches(request)):
+            self._go_on()
             tag: Tag = ("evaluate", request.number, number)
             received = self._transport.exchange(sends, [] if self._spec.first else [tag])
             y = self._stage.evaluate(request, number, received[0] if received else None)
@@ -133,6 +143,14 @@ class LayerActor:
     def save(self) -> list[SegmentRef]:
         """Store this stage's segments; the coordinator commits them."""
         return persistence.save_stage(self._stage, self._log)
+
+    def idle(self) -> None:
+        """Answer once every call that came before has ended."""
+
+    def _go_on(self) -> None:
+        """Raise StepFailed after an abort: a stage that waits for nobody would not notice."""
+        if self._aborted is not None:
+            raise StepFailed(f"step aborted: {self._aborted}")
 
     # ---- control and io: never touch a tensor of the stage -------------------------------------
 
@@ -149,7 +167,8 @@ class LayerActor:
         self._boundary.acknowledge(layer_id, stamp)
 
     def abort(self, reason: str) -> None:
-        """Make a step that waits for a neighbour fail."""
+        """Make the step fail, and all that are queued, until the next `setup`."""
+        self._aborted = reason
         self._mailbox.abort(reason)
 
     def deliver(self, tag: Tag, array: NDArray[np.generic], dtype: str) -> None:

@@ -16,7 +16,9 @@ from esper_ray.actors.observation import Observation, moves_of
 from esper_ray.actors.pipeline import Pipeline
 from esper_ray.actors.progress import Progress, count_seeds
 from esper_ray.actors.protocol import Reception, Stamped
-from esper_ray.errors import RunFailed, StorageUnavailable
+from esper_ray.actors.unfinished import UnfinishedCommit
+from esper_ray.actors.work import Work
+from esper_ray.errors import RunFailed, StepFailed, StorageUnavailable
 from esper_ray.events import log as event_log
 from esper_ray.events.messages import (
     EpochReport,
@@ -30,7 +32,7 @@ from esper_ray.grafting import GraftingSettings
 from esper_ray.growth.assembly import load_module
 from esper_ray.lifecycle import Decisions, ExtendedLifecycle, LifecycleManager, by_people
 from esper_ray.policy import PolicySettings
-from esper_ray.storage import EpochRecord, Mirror, Root, RunLog, SegmentRef, SigningKey, codec
+from esper_ray.storage import EpochRecord, Mirror, Root, RunLog, SigningKey, codec
 
 _S = ExtendedLifecycle
 
@@ -57,17 +59,6 @@ class CoordinatorSpec:
     mirror: Mirror = field(default_factory=Mirror)
 
 
-@dataclass(frozen=True, slots=True)
-class _Unfinished:
-    """A commit whose segments are stored, and whose events or manifest may not be."""
-
-    seq: int
-    body: Mapping[str, object]
-    segments: Sequence[SegmentRef]
-    events: bytes
-    rows: int
-
-
 class LifecycleCoordinator:
     """One per run. Telemetry comes in, one transition batch per layer goes out."""
 
@@ -80,29 +71,50 @@ class LifecycleCoordinator:
         self._journal, self._deliveries = Journal(0), Deliveries(0)
         self._losses: list[tuple[int, float]] = []
         self._seq = self._run_epoch = 0
-        self._unfinished: _Unfinished | None = None
+        self._unfinished: UnfinishedCommit | None = None
+        self._work = Work()
 
     @property
     def _progress(self) -> Progress:
         return self._decider.progress
 
     async def setup(
-        self, pipeline: Pipeline, progress: Mapping[str, object] | None, epoch: EpochRecord
+        self,
+        pipeline: Pipeline,
+        progress: Mapping[str, object] | None,
+        epoch: EpochRecord,
+        fault: str = "",
     ) -> None:
-        """Meet the layers; go on from a stored progress, as the writer of this run epoch."""
+        """Meet the layers; go on from a stored progress, as the writer of this run epoch.
+
+        May be called again after `abort`: all but the requests of people is then forgotten. The
+        fault that the run goes on from is told in its log.
+        """
         self._pipeline, self._seq, self._run_epoch = pipeline, epoch.next_seq, epoch.run_epoch
         self._log = RunLog(self._root, epoch, self._spec.signing_key)
-        if progress is not None:
-            self._decider.progress = Progress.from_json(progress)
+        self._decider.progress = Progress() if progress is None else Progress.from_json(progress)
+        self._decider.commands.ask_again()
+        self._reports, self._losses, self._unfinished = {}, [], None
         self._journal = Journal(self._progress.sequence)
         self._deliveries = Deliveries(epoch.run_epoch)
+        if fault:
+            self._journal.rewound(fault)
+
+    async def abort(self) -> None:
+        """Stop what it is at; answers once nothing of it is under way, storage least of all."""
+        await self._work.stop()
 
     async def ping(self) -> int:
         """The run epoch that it coordinates."""
         return self._run_epoch
 
-    async def ingest(self, report: StageReport) -> None:
-        """Take a stage's report; the newest of a stage wins, in whatever order they arrive."""
+    async def ingest(self, report: StageReport, run_epoch: int | None = None) -> None:
+        """Take a stage's report; the newest of a stage wins, in whatever order they arrive.
+
+        One of another run epoch is dropped: its layer was given up, or has been rewound since.
+        """
+        if run_epoch not in (None, self._run_epoch):
+            return
         known = self._reports.get(report.stage)
         if known is None or report.epoch >= known.epoch:
             self._reports[report.stage] = report
@@ -117,6 +129,9 @@ class LifecycleCoordinator:
 
     async def end_epoch(self, epoch: int) -> EpochReport:
         """Judge, decide, have it applied and, where due, commit; all before the next step."""
+        return await self._work.run(self._end_epoch(epoch))
+
+    async def _end_epoch(self, epoch: int) -> EpochReport:
         reports = await self._collect(epoch)
         losses, step = reports[-1].losses, reports[-1].step
         self._losses += [(step - len(losses) + i, loss) for i, loss in enumerate(losses)]
@@ -142,9 +157,8 @@ class LifecycleCoordinator:
 
     async def evaluate(self, split: str) -> Evaluation:
         """The model as it is on one split."""
-        return await self._pipeline.evaluate(
-            EvaluationRequest(self._decider.next_number(), split, 1, {})
-        )
+        request = EvaluationRequest(self._decider.next_number(), split, 1, {})
+        return await self._work.run(self._pipeline.evaluate(request))
 
     # ---- steps of an epoch boundary ------------------------------------------------------------
 
@@ -157,7 +171,7 @@ class LifecycleCoordinator:
             try:
                 await asyncio.wait_for(self._arrived.wait(), self._spec.timeout_s)
             except TimeoutError as error:
-                raise RunFailed(
+                raise StepFailed(
                     f"{len(fresh)} of {self._spec.stages} stages reported epoch {epoch} within "
                     f"{self._spec.timeout_s:.0f} s"
                 ) from error
@@ -249,15 +263,16 @@ class LifecycleCoordinator:
             if last or not self._spec.upload_errors_pass:
                 raise
             return None, str(error)
-        return seq, self._spec.mirror.follow(self._log)
+        return seq, await self._work.in_thread(self._spec.mirror.follow, self._log)
 
     async def _commit(self, now: Observation) -> int:
         """Store what an interrupted commit still lacks, then all of this epoch, as a commit."""
-        self._finish_commit()
+        await self._work.in_thread(self._finish_commit)
         segments = await self._pipeline.save()
         steps, losses = zip(*self._losses, strict=True)
         table = codec.encode_table({"step": np.array(steps), "loss": np.array(losses)})
-        segments.append(self._log.put_segment("metrics", table, "arrow", len(steps)))
+        put = self._log.put_segment
+        segments.append(await self._work.in_thread(put, "metrics", table, "arrow", len(steps)))
         events = self._journal.drain()
         self._progress.sequence = self._journal.sequence
         body = {
@@ -268,14 +283,14 @@ class LifecycleCoordinator:
             "coordinator": self._progress.to_json(),
         }
         seq = self._seq
-        self._unfinished = _Unfinished(seq, body, segments, event_log.encode(events), len(events))
+        told = event_log.encode(events)
+        self._unfinished = UnfinishedCommit(seq, body, segments, told, len(events))
         self._losses, self._seq = [], seq + 1
-        self._finish_commit()
+        await self._work.in_thread(self._finish_commit)
         return seq
 
     def _finish_commit(self) -> None:
         """Store events and manifest of a commit; after a failure the same bytes again."""
-        if (made := self._unfinished) is not None:
-            told = self._log.put_log(made.seq, made.events, made.rows)
-            self._log.commit(made.seq, made.body, made.segments, told)
+        if self._unfinished is not None:
+            self._unfinished.store(self._log)
             self._unfinished = None

@@ -47,6 +47,7 @@ class ClusterSettings:
     address: str
     wait_for_resources_s: float
     step_timeout_s: float
+    answer_timeout_s: float = 10.0
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from esper_ray.errors import RunFailed
+from esper_ray.errors import StepFailed
 
 Peer = Literal["previous", "next"]
 Tag = tuple[str, int, int]
@@ -34,7 +34,7 @@ class Transport(Protocol):
         ...
 
     def abort(self, reason: str) -> None:
-        """Make a waiting and every later `exchange` raise RunFailed; called from control."""
+        """Make a waiting and every later `exchange` raise StepFailed; called from control."""
         ...
 
 
@@ -62,15 +62,15 @@ class Mailbox:
             self._changed.notify_all()
 
     def take(self, tag: Tag) -> Tensor:
-        """Wait for a delivery; RunFailed after an abort or the timeout."""
+        """Wait for a delivery; StepFailed after an abort or the timeout."""
         with self._changed:
             self._changed.wait_for(
                 lambda: tag in self._arrived or self._aborted is not None, self._timeout_s
             )
             if self._aborted is not None:
-                raise RunFailed(f"step aborted: {self._aborted}")
+                raise StepFailed(f"step aborted: {self._aborted}")
             if tag not in self._arrived:
-                raise RunFailed(
+                raise StepFailed(
                     f"nothing arrived as {tag} within {self._timeout_s:.0f} s",
                     "raise cluster.step_timeout_s if a step may take longer",
                 )

@@ -214,6 +214,12 @@ class ClusterConfig(Section):
     """Seconds to wait for one free CPU per stage."""
     step_timeout_s: Rate = 120.0
     """Seconds without any answer after which a step has failed."""
+    answer_timeout_s: Rate = 10.0
+    """Seconds after a fault in which an actor has to stop its step, or is replaced."""
+    max_failures: NotNegative = 8
+    """Faults in a row, without a new commit between, that a run [goes on after](faults.md)."""
+    outage_timeout_s: Rate = 600.0
+    """Seconds that a run waits after a fault for a store that does not answer."""
 
 
 class RunConfig(Section):

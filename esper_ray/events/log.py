@@ -49,6 +49,8 @@ class EventKind(IntEnum):
     """A new generation of a seed began."""
     REFUSAL = 6
     """A refused request, of a person or at the epoch of a commit; it changed nothing."""
+    REWOUND = 8
+    """The run went back to the commit before, as `cause` says; layer is empty, seed_id is -1."""
 
 
 SCHEMA: Final[Mapping[str, str]] = MappingProxyType(

@@ -53,7 +53,7 @@ def test_a_lost_actor_ends_the_run_and_says_how_to_go_on(
 ) -> None:
     import ray
 
-    runtime = Runtime(make_config(cluster__address=ray_cluster))
+    runtime = Runtime(make_config(cluster__address=ray_cluster, cluster__max_failures=0))
 
     def kill_one(report: EpochReport) -> None:
         if report.epoch == 1:
