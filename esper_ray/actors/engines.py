@@ -170,19 +170,20 @@ class RayEngine:
         last = first_step + steps
         for start in range(first_step, last, _STEPS_IN_FLIGHT):
             window = range(start, min(start + _STEPS_IN_FLIGHT, last))
-            self._wait([layer.submit("run_step", step) for step in window for layer in self.actors])
+            asked = [layer.submit("run_step", step) for step in window for layer in self.actors]
+            self._wait(asked, watch=True)
 
     def end_epoch(self, epoch: int) -> EpochReport:
         """See Engine."""
-        self._wait([layer.submit("end_epoch", epoch) for layer in self.actors])
-        report = self._ask("end_epoch", epoch)
+        self._wait([layer.submit("end_epoch", epoch) for layer in self.actors], watch=True)
+        report = self._ask("end_epoch", epoch, watch=True)
         if not isinstance(report, EpochReport):
             raise TypeError(f"the coordinator answered {type(report).__name__}")
         return report
 
     def evaluate(self, split: str) -> Evaluation:
         """See Engine."""
-        result = self._ask("evaluate", split)
+        result = self._ask("evaluate", split, watch=True)
         if not isinstance(result, Evaluation):
             raise TypeError(f"the coordinator answered {type(result).__name__}")
         return result
@@ -195,15 +196,18 @@ class RayEngine:
         """See Engine."""
         self._cluster.close()
 
-    def _ask(self, method: str, *args: object) -> object:
-        return self._wait([self._coordinator.submit(method, *args)])[0]
+    def _ask(self, method: str, *args: object, watch: bool = False) -> object:
+        return self._wait([self._coordinator.submit(method, *args)], watch=watch)[0]
 
-    def _wait(self, pending: list[Any]) -> list[Any]:
-        """Results in order, or the first failure: StepFailed where an actor is lost or hangs."""
+    def _wait(self, pending: list[Any], *, watch: bool = False) -> list[Any]:
+        """Results in order, or the first failure: StepFailed where an actor is lost or hangs.
+
+        Actors that are all set up can be watched: one that does not even answer is found sooner.
+        """
         from ray.exceptions import RayError, RayTaskError
 
         try:
-            return self._results(pending)
+            return self._results(pending, watch)
         except RayTaskError as error:
             if isinstance(error.cause, EsperError):
                 raise error.cause from None
@@ -213,20 +217,34 @@ class RayEngine:
         except RayError as error:
             raise _lost(error) from error
 
-    def _results(self, pending: list[Any]) -> list[Any]:
+    def _results(self, pending: list[Any], watch: bool) -> list[Any]:
         """Wait for all, but not past the first that failed."""
         import ray
 
-        left = pending
+        left, heard = pending, time.monotonic()
         while left:
-            done, left = ray.wait(left, num_returns=1, timeout=self._timeout_s)
-            if not done:
+            patience_s = heard + self._timeout_s - time.monotonic()
+            look_s = min(patience_s, self._answer_s) if watch else patience_s
+            done, left = ray.wait(left, num_returns=1, timeout=max(0.0, look_s))
+            if done:
+                ray.get(done)
+                heard = time.monotonic()
+            elif look_s >= patience_s:
                 raise StepFailed(
-                    f"no actor answered within {self._timeout_s:.0f} s",
+                    f"no step ended within {self._timeout_s:.0f} s",
                     "raise cluster.step_timeout_s if a step may take longer",
                 )
-            ray.get(done)
+            else:
+                self._check_answers()
         return ray.get(pending)
+
+    def _check_answers(self) -> None:
+        """StepFailed where an actor does not answer, whatever it is at."""
+        parts = [*self.actors, self._coordinator]
+        alive = self._answering([(actor, actor.submit("ping")) for actor in parts])
+        if silent := [n for n, actor in enumerate(parts) if not any(actor is a for a in alive)]:
+            name = "the coordinator" if silent[0] == len(self.actors) else f"actor {silent[0]}"
+            raise StepFailed(f"{name} does not answer within {self._answer_s:.0f} s")
 
     def _answering(self, asked: list[tuple[RemoteActor, Any]]) -> list[RemoteActor]:
         """The actors that answer within `answer_timeout_s`."""

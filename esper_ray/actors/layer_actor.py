@@ -99,6 +99,7 @@ class LayerActor:
 
     def run_step(self, step: int) -> None:
         """One optimiser step: every micro-batch through this stage, forward and backward."""
+        self._go_on()
         stage, sends = self._stage, list[Send]()
         stage.begin_step(step)
         for kind, micro_batch in self._ops:
