@@ -61,9 +61,11 @@ def stored_states(log: RunLog, layer: str) -> list[S]:
     return [S(code) for code in columns["lifecycle_state"].tolist()]
 
 
-def assert_log_replays(log: RunLog, plan: RunPlan) -> None:
+def assert_log_replays(log: RunLog, plan: RunPlan, upto: int | None = None) -> None:
     """The events alone lead to every stored column of every layer, bit for bit."""
-    events, parts = events_of(log), segments(newest(log))
+    seq = log.lineage()[0] if upto is None else upto
+    told = [decode(log.read_log(ref)) for _, ref in log.log_parts(seq)]
+    events, parts = Events.concatenate(told), segments(log.read_commit(seq))
     assert plan.layers
     for layer in plan.layers:
         stored = read_state(log, parts, layer.layer_id)

@@ -115,6 +115,7 @@ def test_a_number_that_a_zombie_took_is_passed_over_but_another_start_ends_the_r
 
     class TakenOver(Breaking):
         def halt(self, reason: str) -> None:
+            del reason
             RunLog(self.opened[0].root).open_epoch(None)
 
     with Runtime(make_config("taken", train__epochs=3), local=True) as runtime:
