@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_INPUT = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers run test soak check bench docs clean
+.PHONY: help setup servers run test soak chaos check bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -30,17 +30,20 @@ run: $(RUN_STAMP) ## grow the example model through Ray actors
 	@$(BIN)/esper-ray train examples/stdlib_lm.yaml --resume never
 
 # Every object store must be there: a test whose server is absent fails instead of being skipped.
-test soak: export ESPER_REQUIRE_SERVERS = 1
+test soak chaos: export ESPER_REQUIRE_SERVERS = 1
 # Two processes of one thread each, as threads that share one small operation wait for one another:
 # ten times as long on a busy machine. The tests of a file share what it starts.
-test soak: export OMP_NUM_THREADS = 1
+test soak chaos: export OMP_NUM_THREADS = 1
 PARALLEL := -n 2 --dist loadfile
 
 test: $(DEV_STAMP) $(NODE_STAMP) ## run the short tests with branch coverage
 	@$(BIN)/python -m pytest $(PARALLEL) -m "not soak and not gpu" --cov --cov-report=term-missing:skip-covered
 
 soak: $(DEV_STAMP) $(NODE_STAMP) ## run the long tests
-	@$(BIN)/python -m pytest $(PARALLEL) -m "soak and not gpu" --timeout=1800
+	@$(BIN)/python -m pytest $(PARALLEL) -m "soak and not gpu and not chaos" --timeout=1800
+
+chaos: $(DEV_STAMP) ## kill parts of runs, more than a hundred times; ESPER_CHAOS_SEED=N says when
+	@$(BIN)/python -m pytest -s -m chaos
 
 check: $(DEV_STAMP) ## format, lint, types, import walls
 	@$(BIN)/ruff format --check --quiet $(SOURCES) || { \

@@ -89,6 +89,9 @@ EVERY_KEY: dict[str, Any] = {
     "cluster.threads": 2,
     "cluster.wait_for_resources_s": 1.5,
     "cluster.step_timeout_s": 30.0,
+    "cluster.answer_timeout_s": 5.0,
+    "cluster.max_failures": 3,
+    "cluster.outage_timeout_s": 60.0,
 }
 
 

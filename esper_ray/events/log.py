@@ -49,7 +49,7 @@ class EventKind(IntEnum):
     """A new generation of a seed began."""
     REFUSAL = 6
     """A refused request, of a person or at the epoch of a commit; it changed nothing."""
-    REWOUND = 8
+    REWOUND = 7
     """The run went back to the commit before, as `cause` says; layer is empty, seed_id is -1."""
 
 

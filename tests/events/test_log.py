@@ -316,7 +316,7 @@ def test_file_of_another_schema_is_refused(schema: Any, change: dict[str, Any]) 
     [
         ({"step": pa.array([1, None], pa.int64())}, "nulls"),
         ({"gate": pa.array(["", None], pa.string())}, "nulls"),
-        ({"kind": pa.array([0, 7], pa.uint8())}, "7 is no kind"),
+        ({"kind": pa.array([0, 8], pa.uint8())}, "8 is no kind"),
         ({"sequence": pa.array([2, 1], pa.uint64())}, "sequence falls"),
         ({"gate": pa.array(["", "x" * 65_537])}, "more than 65536 bytes"),
         ({"layer": pa.array(["", "ü" * 32_769])}, "'layer' has more"),
@@ -348,7 +348,7 @@ def test_message_out_of_place_is_refused() -> None:
     "change",
     [
         {"sequence": np.array([2, 1])},
-        {"kind": np.array([0, 7])},
+        {"kind": np.array([0, 8])},
         {"gate": "x" * 65_537},
         {"gate": "\ud800"},
     ],
