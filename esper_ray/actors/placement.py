@@ -199,7 +199,7 @@ def _answers(name: str) -> bool:
     from ray.exceptions import RayError
 
     try:
-        handle = ray.get_actor(name, namespace=NAMESPACE)
+        handle: Any = ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
         return False
     try:

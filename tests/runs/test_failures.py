@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_a_coordinator_is_found_by_its_name_and_a_second_run_of_that_name_is_ref
     config = make_config(cluster__address=ray_cluster, train__epochs=2)
     with Runtime(config) as first, Runtime(make_config(cluster__address=ray_cluster)) as second:
         first.open()
-        named = ray.get_actor("esper/run/coordinator", namespace="esper")
+        named: Any = ray.get_actor("esper/run/coordinator", namespace="esper")
         assert ray.get(named.ping.remote(), timeout=60) == 1
         with pytest.raises(RunFailed, match="a run named 'run' is at work"):
             second.open()

@@ -158,7 +158,8 @@ def test_a_run_killed_again_and_again_resumes_bit_for_bit(
     for epoch in (1, 4, 6, 9, 12, 13, 16, 19, 21, 24, 27, 30, 33):
         kill_after(train(config, "--local"), epoch)
     finish(train(config, "--local"))
-    assert_same_runs(*(RunLog(Root.open(str(tmp_path / name))) for name in ("whole", "cut")))
+    whole, cut = (RunLog(Root.open(str(tmp_path / name))) for name in ("whole", "cut"))
+    assert_same_runs(whole, cut)
 
 
 @pytest.mark.ray

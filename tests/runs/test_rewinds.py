@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -19,13 +19,14 @@ from tests.runs.history import assert_log_replays, events_of, grow
 from tests.runs.test_resume import assert_same_runs
 
 ConfigMaker = Callable[..., RunConfig]
+Plan = Mapping[str, Exception]
 
 
 class Breaking(LocalEngine):
     """Real stages and a real coordinator; a call breaks where `plan` names it, once each."""
 
-    def __init__(self, plan: dict[str, Exception]) -> None:
-        self.plan, self.opened = plan, list[Start]()
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.opened = dict(plan), list[Start]()
 
     def open(self, start: Start) -> None:
         self.opened.append(start)
@@ -52,7 +53,7 @@ class Breaking(LocalEngine):
             raise self.plan.pop(point)
 
 
-def run(config: RunConfig, plan: dict[str, Exception]) -> tuple[Breaking, list[str], list[int]]:
+def run(config: RunConfig, plan: Plan) -> tuple[Breaking, list[str], list[int]]:
     told: list[str] = []
     reported: list[int] = []
     engine = Breaking(plan)
@@ -96,7 +97,7 @@ def test_a_store_that_is_away_is_waited_for(
     make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("esper_ray.actors.supervision._FIRST_PAUSE_S", 0.01)
-    plan: dict[str, Exception] = {"train 1": lost(), "open 2": StorageUnavailable("no answer")}
+    plan: Plan = {"train 1": lost(), "open 2": StorageUnavailable("no answer")}
     engine, told, _ = run(make_config(train__epochs=3), plan)
     assert len(engine.opened) == 3
     assert "waiting for the store: no answer" in told
