@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from esper_ray import data
-from esper_ray.actors.lifecycle_coordinator import CoordinatorSpec
+from esper_ray.actors.coordinator_spec import CoordinatorSpec
 from esper_ray.blueprints import blueprint
 from esper_ray.config import RunConfig
 from esper_ray.config.settings import (

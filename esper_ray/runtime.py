@@ -152,7 +152,7 @@ class Runtime:
         done, epochs = 0 if found is None else found.point.epoch, self.config.train.epochs
         report = None
         for report in supervisor.train(done, epochs, self.config.seeds.epoch_steps):
-            self._tell(report.upload_error)
+            self._tell(report.upload_error, *report.notes)
             on_epoch(report)
         test = supervisor.evaluate("test", epochs)
         if report is not None and report.commit is not None:
@@ -213,14 +213,14 @@ class Runtime:
         """This run's own log; what is damaged in it is read from the replicas."""
         return RunLog(self.root, key=self._key, replicas=self._mirror.roots)
 
-    def _tell(self, upload_error: str) -> None:
-        if upload_error:
-            self._warn(f"a checkpoint is not stored yet: {upload_error}")
+    def _tell(self, upload_error: str, *notes: str) -> None:
+        late = (f"a checkpoint is not stored yet: {upload_error}",) if upload_error else ()
+        for line in notes + late:
+            self._warn(line)
 
     def _find(self, resume: str) -> Found | None:
         if resume == "never":
-            older = len(self._log().commit_numbers())
-            if older:
+            if older := len(self._log().commit_numbers()):
                 self._warn(
                     f"{older} checkpoints of earlier starts at {self.root.url} are set aside"
                 )

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 
 from esper_ray.actors.protocol import Answer, LayerInbox, Stamp, Stamped
-from esper_ray.errors import RunFailed
+from esper_ray.errors import RunFailed, StepFailed
 from esper_ray.events.messages import MetricsBatch, TransitionBatch, TransitionReceipt
 from esper_ray.growth.stage import Stage
 
@@ -28,6 +28,16 @@ class StageBoundary:
         with self._lock:
             self._inboxes[name], answer, _ = self._inboxes[name].offer(batch)
         return answer
+
+    def follow(self, run_epoch: int, term: int) -> dict[str, Inbox]:
+        """Every layer's end, once it follows a coordinator; StepFailed if it cannot."""
+        with self._lock:
+            for name, inbox in self._inboxes.items():
+                self._inboxes[name], answer = inbox.adopt(run_epoch, term)
+                if answer is not Answer.ACCEPTED:
+                    reason = answer.name.lower().replace("_", " ")
+                    raise StepFailed(f"layer {name!r} does not follow term {term}: {reason}")
+            return dict(self._inboxes)
 
     def apply(self, metrics: Sequence[MetricsBatch]) -> Receipts:
         """Record metrics, apply what waits; every receipt that nobody has acknowledged."""

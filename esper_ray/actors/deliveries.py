@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from esper_ray.actors.protocol import ReceiptLedger, Reception, Stamp
-from esper_ray.errors import RunFailed
+from collections.abc import Mapping
+from typing import Any, Self
+
+from esper_ray.actors.protocol import LayerInbox, ReceiptLedger, Reception, Stamp
+from esper_ray.errors import RunFailed, StepFailed
 
 
 class Deliveries:
@@ -12,6 +15,19 @@ class Deliveries:
     def __init__(self, run_epoch: int, term: int = 1) -> None:
         self._run_epoch, self._term = run_epoch, term
         self._ledgers: dict[str, ReceiptLedger] = {}
+
+    def inherited(self, term: int, inboxes: Mapping[str, LayerInbox[Any, Any]]) -> Self:
+        """Those of the next coordinator, whose `term` all inboxes have adopted.
+
+        StepFailed where a layer has taken a batch that these do not know.
+        """
+        heir = type(self)(self._run_epoch, term)
+        for name, inbox in inboxes.items():
+            known = self._ledger(name)
+            heir._ledgers[name] = ReceiptLedger.restore(term, known.logged, inbox)
+            if heir._ledgers[name].in_flight:
+                raise StepFailed(f"layer {name!r} has gone on without the coordinator")
+        return heir
 
     def stamp(self, layer_id: str) -> Stamp:
         """The stamp of a layer's next batch; RunFailed while it owes a receipt."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from esper_ray.actors.calls import Calls
+from esper_ray.actors.coordinator_spec import CoordinatorSpec
 from esper_ray.actors.layer_actor import Restore
-from esper_ray.actors.lifecycle_coordinator import CoordinatorSpec, LifecycleCoordinator
+from esper_ray.actors.lifecycle_coordinator import LifecycleCoordinator
 from esper_ray.actors.pipeline import ActorPipeline, LocalPipeline
 from esper_ray.actors.placement import Cluster, ClusterSettings
 from esper_ray.actors.remote import RemoteActor
-from esper_ray.errors import EsperError, RunFailed, StepFailed
+from esper_ray.actors.standing import Standing
 from esper_ray.events.messages import EpochReport, Evaluation
 from esper_ray.growth.spec import StageSpec
 from esper_ray.storage import EpochRecord, Root
@@ -124,7 +126,9 @@ class RayEngine:
 
     def __init__(self, settings: ClusterSettings) -> None:
         self._cluster = Cluster(settings)
-        self._timeout_s, self._answer_s = settings.step_timeout_s, settings.answer_timeout_s
+        self._calls = Calls(settings.step_timeout_s, settings.answer_timeout_s)
+        self._term = 1
+        self._standing: Standing | None = None
         self.actors: list[RemoteActor] = []
 
     def connect(self, stages: int) -> None:
@@ -133,9 +137,8 @@ class RayEngine:
 
     def open(self, start: Start) -> None:
         """See Engine."""
-        self.actors, self._coordinator = self._cluster.place(
-            start.stages, start.coordinator, start.root
-        )
+        self._start, self._standing, self._term = start, None, 1
+        self._place()
         self._set_up(start)
         pipeline = ActorPipeline(self.actors, start.stage_of)
         self._ask("setup", pipeline, start.progress, start.epoch, start.fault)
@@ -151,15 +154,15 @@ class RayEngine:
             if index < last:
                 peers["next"] = self.actors[index + 1]
             setups.append(layer.submit("setup", peers, self._coordinator, start.restore, run_epoch))
-        self._wait(setups)
+        self._calls.wait(setups)
 
     def halt(self, reason: str) -> None:
         """See Engine. Survivors are kept, as starting an actor costs seconds."""
         aborts = [(actor, actor.submit("abort", reason)) for actor in self.actors]
         aborts.append((self._coordinator, self._coordinator.submit("abort")))
-        alive = self._answering(aborts)
+        alive = self._calls.answering(aborts)
         layers = [actor for actor in alive if actor is not self._coordinator]
-        idle = self._answering([(actor, actor.submit("idle")) for actor in layers])
+        idle = self._calls.answering([(actor, actor.submit("idle")) for actor in layers])
         kept = [actor for actor in alive if actor is self._coordinator] + idle
         for actor, _ in aborts:
             if not any(actor is each for each in kept):
@@ -171,97 +174,65 @@ class RayEngine:
         for start in range(first_step, last, _STEPS_IN_FLIGHT):
             window = range(start, min(start + _STEPS_IN_FLIGHT, last))
             asked = [layer.submit("run_step", step) for step in window for layer in self.actors]
-            self._wait(asked, watch=True)
+            self._calls.wait(asked, self._all)
 
     def end_epoch(self, epoch: int) -> EpochReport:
         """See Engine."""
-        self._wait([layer.submit("end_epoch", epoch) for layer in self.actors], watch=True)
-        report = self._ask("end_epoch", epoch, watch=True)
-        if not isinstance(report, EpochReport):
-            raise TypeError(f"the coordinator answered {type(report).__name__}")
-        return report
+        asked = [layer.submit("end_epoch", epoch) for layer in self.actors]
+        self._calls.wait(asked, self._all)
+        notes = self._heir()
+        report: EpochReport
+        standing: Standing
+        report, standing = self._ask("close_epoch", epoch, watch=True)
+        self._standing = standing.after(self._standing)
+        return replace(report, notes=(*notes, *report.notes))
 
     def evaluate(self, split: str) -> Evaluation:
         """See Engine."""
-        result = self._ask("evaluate", split, watch=True)
-        if not isinstance(result, Evaluation):
-            raise TypeError(f"the coordinator answered {type(result).__name__}")
+        result: Evaluation = self._ask("evaluate", split, watch=True)
         return result
 
     def request(self, action: str, layer_id: str, seed_ids: Sequence[int]) -> int:
         """See Engine."""
-        return int(str(self._ask("request", action, layer_id, list(seed_ids))))
+        return int(self._ask("request", action, layer_id, list(seed_ids)))
 
     def close(self) -> None:
         """See Engine."""
         self._cluster.close()
 
-    def _ask(self, method: str, *args: object, watch: bool = False) -> object:
-        return self._wait([self._coordinator.submit(method, *args)], watch=watch)[0]
+    def _heir(self) -> tuple[str, ...]:
+        """Put another in the place of a coordinator that is lost, if it is; says so.
 
-    def _wait(self, pending: list[Any], *, watch: bool = False) -> list[Any]:
-        """Results in order, or the first failure: StepFailed where an actor is lost or hangs.
-
-        Actors that are all set up can be watched: one that does not even answer is found sooner.
+        Between two boundaries the layers and what it last handed on are all that it knew, so no
+        step is done again.
         """
-        from ray.exceptions import RayError, RayTaskError
+        alive = self._calls.answering([(self._coordinator, self._coordinator.submit("ping"))])
+        if alive or self._standing is None:
+            return ()
+        began, start, epoch = time.monotonic(), self._start, self._start.epoch
+        self._cluster.drop(self._coordinator)
+        self._place()
+        self._term += 1
+        following = [self._coordinator, epoch.run_epoch, self._term]
+        inboxes: dict[str, object] = {}
+        for ends in self._calls.wait([a.submit("follow", *following) for a in self.actors]):
+            inboxes |= ends
+        pipeline = ActorPipeline(self.actors, start.stage_of)
+        self._ask("take_over", pipeline, self._standing, epoch, self._term, inboxes)
+        self._calls.wait([actor.submit("report") for actor in self.actors])
+        took_s = time.monotonic() - began
+        return (f"the coordinator is lost: going on with another ({took_s:.1f} s)",)
 
-        try:
-            return self._results(pending, watch)
-        except RayTaskError as error:
-            if isinstance(error.cause, EsperError):
-                raise error.cause from None
-            if isinstance(error.cause, RayError):
-                raise _lost(error.cause) from error
-            raise RunFailed(f"an actor failed: {error.cause!r}") from error
-        except RayError as error:
-            raise _lost(error) from error
+    def _place(self) -> None:
+        start = self._start
+        self.actors, self._coordinator = self._cluster.place(
+            start.stages, start.coordinator, start.root
+        )
 
-    def _results(self, pending: list[Any], watch: bool) -> list[Any]:
-        """Wait for all, but not past the first that failed."""
-        import ray
+    @property
+    def _all(self) -> list[RemoteActor]:
+        return [*self.actors, self._coordinator]
 
-        left, heard = pending, time.monotonic()
-        while left:
-            patience_s = heard + self._timeout_s - time.monotonic()
-            look_s = min(patience_s, self._answer_s) if watch else patience_s
-            done, left = ray.wait(left, num_returns=1, timeout=max(0.0, look_s))
-            if done:
-                ray.get(done)
-                heard = time.monotonic()
-            elif look_s >= patience_s:
-                raise StepFailed(
-                    f"no step ended within {self._timeout_s:.0f} s",
-                    "raise cluster.step_timeout_s if a step may take longer",
-                )
-            else:
-                self._check_answers()
-        return ray.get(pending)
-
-    def _check_answers(self) -> None:
-        """StepFailed where an actor does not answer, whatever it is at."""
-        parts = [*self.actors, self._coordinator]
-        alive = self._answering([(actor, actor.submit("ping")) for actor in parts])
-        if silent := [n for n, actor in enumerate(parts) if not any(actor is a for a in alive)]:
-            name = "the coordinator" if silent[0] == len(self.actors) else f"actor {silent[0]}"
-            raise StepFailed(f"{name} does not answer within {self._answer_s:.0f} s")
-
-    def _answering(self, asked: list[tuple[RemoteActor, Any]]) -> list[RemoteActor]:
-        """The actors that answer within `answer_timeout_s`."""
-        import ray
-        from ray.exceptions import RayError
-
-        deadline, alive = time.monotonic() + self._answer_s, []
-        for actor, answer in asked:
-            try:
-                ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))
-            except RayError:
-                continue
-            alive.append(actor)
-        return alive
-
-
-def _lost(error: Exception) -> StepFailed:
-    return StepFailed(
-        f"an actor is lost: {type(error).__name__}", "run the same command again with --resume auto"
-    )
+    def _ask(self, method: str, *args: object, watch: bool = False) -> Any:
+        asked = [self._coordinator.submit(method, *args)]
+        return self._calls.wait(asked, self._all if watch else ())[0]

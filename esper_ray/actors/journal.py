@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,26 @@ _MOST_TEXT = 200
 _SIGNALS = ("weight_drift", "performance_delta", "loss_variance", "gradient_norm")
 
 
+@dataclass(frozen=True, slots=True)
+class News:
+    """Events that a journal has got since it was last asked; all that it has if `anew`."""
+
+    sequence: int
+    parts: Sequence[Events]
+    anew: bool
+
+    def after(self, older: News) -> News:
+        """All of both, of one journal."""
+        return News(self.sequence, [*older.parts, *self.parts], older.anew)
+
+
 class Journal:
     """Events since the last commit; things done together share a sequence number."""
 
     def __init__(self, sequence: int) -> None:
         self.sequence = sequence
         self._parts: list[Events] = []
+        self._told = 0
 
     def epoch(self, telemetry: TelemetryBatch, step: int) -> None:
         """A lifecycle epoch of a layer: errors counted, signals read, seeds one epoch older."""
@@ -96,14 +112,24 @@ class Journal:
             gate=[_gate(told) for told in refused.explanations()],
         )
 
-    def rewound(self, fault: str) -> None:
-        """The run went back to a commit, or to its start, and goes on from there."""
-        where = self._next("", -1, -1)
-        self._add(EventKind.REWOUND, where, np.array([-1]), cause=fault[:_MOST_TEXT])
+    def fault(self, cause: str, about: str) -> None:
+        """Something went wrong and was dealt with, as `cause` says: REWOUND, REPLACED."""
+        where, gate = self._next("", -1, -1), gate_json("", {}, {}, about[:_MOST_TEXT])
+        self._add(EventKind.FAULT, where, np.array([-1]), cause=cause, gate=gate)
+
+    def news(self) -> News:
+        """What it has got since this was last asked."""
+        news = News(self.sequence, self._parts[self._told :], self._told == 0)
+        self._told = len(self._parts)
+        return news
+
+    def take_over(self, news: News) -> None:
+        """Hold what another journal held."""
+        self.sequence, self._parts, self._told = news.sequence, [*news.parts], 0
 
     def drain(self) -> Events:
         """All events so far; the journal is empty afterwards."""
-        events, self._parts = Events.concatenate(self._parts), []
+        events, self._parts, self._told = Events.concatenate(self._parts), [], 0
         return events
 
     def _next(self, layer_id: str, epoch: int, step: int) -> tuple[str, int, int, int]:

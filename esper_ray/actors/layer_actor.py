@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esper_ray.actors import persistence
-from esper_ray.actors.boundary import Receipts, StageBoundary
+from esper_ray.actors.boundary import Inbox, Receipts, StageBoundary
 from esper_ray.actors.protocol import Answer, Stamp, Stamped
 from esper_ray.actors.schedule import Kind, plan
 from esper_ray.actors.transport import (
@@ -45,6 +45,8 @@ METHOD_GROUPS: Final = {
     "apply": "compute",
     "save": "compute",
     "ping": "control",
+    "follow": "compute",
+    "report": "compute",
     "offer": "control",
     "acknowledge": "control",
     "abort": "control",
@@ -123,7 +125,18 @@ class LayerActor:
     def end_epoch(self, epoch: int) -> None:
         """Advance the seeds by one lifecycle epoch and report to the coordinator."""
         self._go_on()
-        self._coordinator.tell("ingest", self._stage.end_epoch(epoch), self._run_epoch)
+        self._told = self._stage.end_epoch(epoch)
+        self.report()
+
+    def report(self) -> None:
+        """Tell the coordinator once more what was seen in the newest epoch."""
+        self._coordinator.tell("ingest", self._told, self._run_epoch)
+
+    def follow(self, coordinator: Teller, run_epoch: int, term: int) -> dict[str, Inbox]:
+        """Turn to another coordinator; what it has to know of the batches of its forerunners."""
+        inboxes = self._boundary.follow(run_epoch, term)
+        self._coordinator = coordinator
+        return inboxes
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation | None:
         """The whole split forward under every alpha setting; changes nothing."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
 
+from esper_ray.actors.boundary import Inbox
+from esper_ray.actors.coordinator_spec import CoordinatorSpec
 from esper_ray.actors.decider import Decider, Measured, Measuring
 from esper_ray.actors.deliveries import Deliveries
 from esper_ray.actors.journal import Journal
@@ -16,6 +17,7 @@ from esper_ray.actors.observation import Observation, moves_of
 from esper_ray.actors.pipeline import Pipeline
 from esper_ray.actors.progress import Progress, count_seeds
 from esper_ray.actors.protocol import Reception, Stamped
+from esper_ray.actors.standing import Standing
 from esper_ray.actors.unfinished import UnfinishedCommit
 from esper_ray.actors.work import Work
 from esper_ray.errors import RunFailed, StepFailed, StorageUnavailable
@@ -28,35 +30,13 @@ from esper_ray.events.messages import (
     TransitionBatch,
     TransitionReceipt,
 )
-from esper_ray.grafting import GraftingSettings
 from esper_ray.growth.assembly import load_module
-from esper_ray.lifecycle import Decisions, ExtendedLifecycle, LifecycleManager, by_people
-from esper_ray.policy import PolicySettings
-from esper_ray.storage import EpochRecord, Mirror, Root, RunLog, SigningKey, codec
+from esper_ray.lifecycle import Decisions, ExtendedLifecycle, by_people
+from esper_ray.storage import EpochRecord, Root, RunLog, codec
 
 _S = ExtendedLifecycle
-
-
-@dataclass(frozen=True, slots=True)
-class CoordinatorSpec:
-    """What to coordinate: `manifest` is put into every run commit as it is.
-
-    The module of `factory`, the model's, may register strategies of its own.
-    """
-
-    stages: int
-    epochs: int
-    batch_size: int
-    every_epochs: int
-    upload_errors_pass: bool
-    timeout_s: float
-    policy: PolicySettings
-    manager: LifecycleManager
-    grafting: GraftingSettings
-    factory: str
-    manifest: Mapping[str, object]
-    signing_key: SigningKey | None = None
-    mirror: Mirror = field(default_factory=Mirror)
+_KEPT = ("_decider", "_losses", "_seq", "_unfinished")
+"""What a coordinator hands on, besides its journal and its deliveries."""
 
 
 class LifecycleCoordinator:
@@ -98,7 +78,26 @@ class LifecycleCoordinator:
         self._journal = Journal(self._progress.sequence)
         self._deliveries = Deliveries(epoch.run_epoch)
         if fault:
-            self._journal.rewound(fault)
+            self._journal.fault("REWOUND", fault)
+
+    async def take_over(
+        self,
+        pipeline: Pipeline,
+        standing: Standing,
+        epoch: EpochRecord,
+        term: int,
+        inboxes: Mapping[str, Inbox],
+    ) -> None:
+        """Go on after a coordinator that was lost between two boundaries.
+
+        The layers follow this one, their `inboxes` say up to where, and report to it once more.
+        """
+        await self.setup(pipeline, None, epoch)
+        for name in _KEPT:
+            setattr(self, name, standing.kept[name])
+        self._deliveries = standing.deliveries.inherited(term, inboxes)
+        self._journal.take_over(standing.news)
+        self._journal.fault("REPLACED", "the coordinator was lost")
 
     async def abort(self) -> None:
         """Stop what it is at; answers once nothing of it is under way, storage least of all."""
@@ -113,10 +112,8 @@ class LifecycleCoordinator:
 
         One of another run epoch is dropped: its layer was given up, or has been rewound since.
         """
-        if run_epoch not in (None, self._run_epoch):
-            return
-        known = self._reports.get(report.stage)
-        if known is None or report.epoch >= known.epoch:
+        known, ours = self._reports.get(report.stage), run_epoch in (None, self._run_epoch)
+        if ours and (known is None or report.epoch >= known.epoch):
             self._reports[report.stage] = report
             self._arrived.set()
 
@@ -130,6 +127,12 @@ class LifecycleCoordinator:
     async def end_epoch(self, epoch: int) -> EpochReport:
         """Judge, decide, have it applied and, where due, commit; all before the next step."""
         return await self._work.run(self._end_epoch(epoch))
+
+    async def close_epoch(self, epoch: int) -> tuple[EpochReport, Standing]:
+        """`end_epoch`, and what another coordinator would have to know from then on."""
+        report = await self.end_epoch(epoch)
+        kept = {name: getattr(self, name) for name in _KEPT}
+        return report, Standing(kept, self._deliveries, self._journal.news())
 
     async def _end_epoch(self, epoch: int) -> EpochReport:
         reports = await self._collect(epoch)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esper_ray.actors.coordinator_spec import CoordinatorSpec
 from esper_ray.actors.layer_actor import CONCURRENCY_GROUPS, METHOD_GROUPS, LayerActor
-from esper_ray.actors.lifecycle_coordinator import CoordinatorSpec, LifecycleCoordinator
+from esper_ray.actors.lifecycle_coordinator import LifecycleCoordinator
 from esper_ray.actors.processes import cluster_processes, end_processes
 from esper_ray.actors.remote import RemoteActor
 from esper_ray.errors import ClusterUnavailable, ResourcesTimeout, RunFailed

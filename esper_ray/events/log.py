@@ -49,8 +49,8 @@ class EventKind(IntEnum):
     """A new generation of a seed began."""
     REFUSAL = 6
     """A refused request, of a person or at the epoch of a commit; it changed nothing."""
-    REWOUND = 7
-    """The run went back to the commit before, as `cause` says; layer is empty, seed_id is -1."""
+    FAULT = 7
+    """Something went wrong and was dealt with: `cause` names it, the gate's verdict tells more."""
 
 
 SCHEMA: Final[Mapping[str, str]] = MappingProxyType(

@@ -199,3 +199,5 @@ class EpochReport:
     answers: tuple[Answer, ...] = ()
     upload_error: str = ""
     """Why a commit that was due is not stored yet."""
+    notes: tuple[str, ...] = ()
+    """What went wrong and was dealt with."""

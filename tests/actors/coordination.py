@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from esper_ray.actors.lifecycle_coordinator import CoordinatorSpec, LifecycleCoordinator
+from esper_ray.actors.coordinator_spec import CoordinatorSpec
+from esper_ray.actors.lifecycle_coordinator import LifecycleCoordinator
 from esper_ray.actors.protocol import LayerInbox, Stamp, Stamped
 from esper_ray.events.log import EventKind, Events, decode
 from esper_ray.events.messages import (

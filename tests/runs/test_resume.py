@@ -92,7 +92,7 @@ def assert_same_runs(log_a: RunLog, log_b: RunLog, steps: int = 34 * 4) -> None:
 
 def assert_same_events(a: RunLog, b: RunLog) -> None:
     """All that was done; refusals are told at commits, so they may differ, as numbers may."""
-    done = [k for k in EventKind if k not in (EventKind.REFUSAL, EventKind.REWOUND)]
+    done = [k for k in EventKind if k not in (EventKind.REFUSAL, EventKind.FAULT)]
     events_a, events_b = events_of(a, *done).columns, events_of(b, *done).columns
     for name in SCHEMA.keys() - {"sequence", "checkpoint_id"}:
         np.testing.assert_array_equal(events_a[name], events_b[name], err_msg=name)

@@ -80,8 +80,9 @@ def test_a_run_that_breaks_at_every_kind_of_point_ends_bit_for_bit_the_same(
     assert [start.epoch.run_epoch for start in engine.opened] == list(range(1, len(points) + 2))
     assert reported[:3] == [0, 0, 1]
     assert sum("going on at epoch" in line for line in told) == len(points) - 1  # one broke again
-    rewound = events_of(broken, EventKind.REWOUND).columns
-    assert set(rewound["cause"]) == {"an actor is lost"}
+    faults = events_of(broken, EventKind.FAULT).columns
+    assert set(faults["cause"]) == {"REWOUND"}
+    assert '"verdict":"an actor is lost"' in faults["gate"][0]
 
 
 def test_faults_without_a_new_commit_between_end_the_run(make_config: ConfigMaker) -> None:
