@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
 EPOCHS = 60
 SEED = int(os.environ.get("ESPER_CHAOS_SEED", "1"))
-KINDS = ("actor", "coordinator", "node", "driver")
+KINDS = ("actor", "coordinator", "node", "driver", "hang")
 RESUMED_S = 10.0
 """Time from an actor's kill to the next step, as a median on a quiet machine."""
 
@@ -68,7 +68,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunLog, RunPl
 
 
 def strike(kind: str, nodes: Nodes, trainer: Trainer, dice: random.Random) -> float:
-    """Kill one part of the run; when that was. What is needed to go on is put in its place."""
+    """Kill or stop one part of the run, and put back what it needs to go on; when that was."""
     if kind == "node":
         before = time.monotonic()
         nodes.kill_node(nodes.node_of(LAYER))
@@ -78,6 +78,8 @@ def strike(kind: str, nodes: Nodes, trainer: Trainer, dice: random.Random) -> fl
     if kind == "driver":
         trainer.kill()
         trainer.start()
+    elif kind == "hang":
+        dice.choice(nodes.workers(LAYER)).send_signal(signal.SIGSTOP)
     else:
         kill(dice.choice(nodes.workers(LAYER if kind == "actor" else COORDINATOR)))
     return before
@@ -141,7 +143,7 @@ def report(took: dict[str, list[float]]) -> None:
 def test_a_run_survives_kills_of_every_kind(
     nodes: Nodes, tmp_path: Path, undisturbed: tuple[RunLog, RunPlan]
 ) -> None:
-    kinds = ["actor"] * 4 + ["coordinator"] * 2 + ["node", "driver"]
+    kinds = ["actor"] * 4 + ["coordinator"] * 2 + ["node", "driver", "hang"]
     random.Random(SEED).shuffle(kinds)
     took = chaos(nodes, tmp_path, undisturbed, kinds, SEED)
     report(took)
@@ -180,6 +182,6 @@ def test_a_run_survives_again_and_again(
     nodes: Nodes, tmp_path: Path, undisturbed: tuple[RunLog, RunPlan], number: int
 ) -> None:
     dice = random.Random(SEED + 100 + number)
-    kinds = [*KINDS, *dice.choices(KINDS, weights=(5, 3, 1, 1), k=7)]
+    kinds = [*KINDS, *dice.choices(KINDS, weights=(5, 3, 1, 1, 1), k=6)]
     dice.shuffle(kinds)
     report(chaos(nodes, tmp_path, undisturbed, kinds, SEED + 100 + number))
