@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -58,3 +62,28 @@ def choking(embedding: int, hidden: int, sums: list[int]) -> list[StageFactory]:
         StageFactory("reader", lambda: ChokingReader(embedding, hidden, sums)),
         predictor,
     ]
+
+
+class Sleeper(nn.Module):
+    """Passes everything on; sleeps for an hour where `mark` is a file, which it removes first."""
+
+    def __init__(self, mark: str) -> None:
+        super().__init__()
+        self.mark = Path(mark)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mark.exists():
+            self.mark.unlink()
+            time.sleep(3600)
+        return x
+
+
+def sleeping(mark: str) -> list[StageFactory]:
+    """The byte model, whose second stage hangs once after `mark` has come to be."""
+    reader, predictor = byte_mlp(window=4, embedding=3, hidden=16)
+    build = partial(_after_sleeper, mark, predictor)
+    return [reader, StageFactory("predictor", build)]
+
+
+def _after_sleeper(mark: str, stage: StageFactory) -> nn.Module:
+    return nn.Sequential(Sleeper(mark), stage.build())

@@ -136,6 +136,8 @@ class RayEngine:
     def __init__(self, settings: ClusterSettings) -> None:
         self._cluster = Cluster(settings)
         self._calls = Calls(settings.step_timeout_s, settings.answer_timeout_s)
+        patience_s = max(settings.wait_for_resources_s, settings.step_timeout_s)
+        self._starting = replace(self._calls, timeout_s=patience_s)
         self._term = 1
         self._standing: Standing | None = None
         self.actors: list[RemoteActor] = []
@@ -163,7 +165,7 @@ class RayEngine:
             if index < last:
                 peers["next"] = self.actors[index + 1]
             setups.append(layer.submit("setup", peers, self._coordinator, start.restore, run_epoch))
-        self._calls.wait(setups)
+        self._starting.wait(setups)
 
     def halt(self, reason: str) -> None:
         """See Engine. Survivors are kept, as starting an actor costs seconds."""
@@ -248,4 +250,6 @@ class RayEngine:
 
     def _ask(self, method: str, *args: object, watch: bool = False) -> Any:
         asked = [self._coordinator.submit(method, *args)]
-        return self._calls.wait(asked, self._all if watch else ())[0]
+        if watch:
+            return self._calls.wait(asked, self._all)[0]
+        return self._starting.wait(asked)[0]

@@ -97,6 +97,17 @@ def decode_batch(
     }
 
 
+def check_head(data: bytes, schema: Mapping[str, tuple[np.dtype[Any], int]]) -> None:
+    """CorruptError unless `data` is all that a file of this schema has before its first batch."""
+    wanted = _known_schema(tuple(schema.items()))
+    try:
+        message, reader = _first_message(data)
+        _check_schema(pa.ipc.read_schema(message), wanted)
+        _next_message(reader, "")
+    except _ARROW_ERRORS as error:
+        raise CorruptError(f"the head of an Arrow segment cannot be read: {error}") from error
+
+
 def column_names(data: bytes) -> list[str]:
     """Names of the columns of an Arrow segment, none of it decoded; CorruptError if it is none."""
     try:
@@ -217,13 +228,14 @@ def _next_message(reader: Any, kind: str) -> Any:
 
 
 def _check_schema(found: Any, wanted: Any) -> None:
+    if found.equals(wanted, check_metadata=True):
+        return
     if found.names != wanted.names:
         raise CorruptError(f"an Arrow segment has columns {found.names}, not {wanted.names}")
     for have, want in zip(found, wanted, strict=True):
         if not have.equals(want, check_metadata=True):
             raise CorruptError(f"column {want.name!r} of an Arrow segment is {have}, not {want}")
-    if not found.equals(wanted, check_metadata=True):
-        raise CorruptError("an Arrow segment carries metadata, which is refused")
+    raise CorruptError("an Arrow segment carries metadata, which is refused")
 
 
 def _join(arrays: list[Any], dtype: np.dtype[Any], width: int, rows: int) -> npt.NDArray[Any]:

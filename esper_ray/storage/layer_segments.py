@@ -1,4 +1,4 @@
-"""Rows out of segments: whole ones checked by sha256, pieces of some seeds by crc32."""
+"""Rows out of segments: whole ones checked by sha256, pieces of some seeds by crc32 and head."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from esper_ray.storage.layer_manifest import LayerSegment
 from esper_ray.storage.layer_rows import Columns, LayerSchema, Rows, Tensors, check_keys
 from esper_ray.storage.row_codec import (
+    Head,
     Piece,
     decode_batch,
     decode_block,
@@ -19,8 +20,10 @@ from esper_ray.storage.row_codec import (
     decode_tensors,
     empty_table,
     empty_tensors,
+    table_head,
+    tensor_head,
 )
-from esper_ray.storage.segment_source import PieceRef, SegmentSource
+from esper_ray.storage.segment_source import RangeRef, SegmentSource
 
 
 def read_batches(
@@ -37,20 +40,29 @@ def read_batches(
         return [_whole(source, parts, schema) for parts in commits.values()]
     wanted = {
         commit: [
-            PieceRef(segment.ref, piece)
+            (segment, piece)
             for segment in parts
             for piece in segment.pieces
             if piece.may_hold(seed_ids)
         ]
         for commit, parts in commits.items()
     }
-    fetched = iter(source.read_pieces([ref for refs in wanted.values() for ref in refs]))
-    found = []
-    for commit, refs in wanted.items():
-        part_of = {segment.ref: segment.part for segment in commits[commit]}
-        pieces = [(part_of[ref.segment], ref.piece, next(fetched)) for ref in refs]
-        found.append(_some(pieces, schema, seed_ids))
-    return found
+    every = [one for some in wanted.values() for one in some]
+    # A piece alone does not tell its types: the head, which does, is fetched beside it.
+    heads = {segment.ref: _head(segment, schema) for segment, _ in every}
+    refs = [RangeRef(segment.ref, piece) for segment, piece in every]
+    refs += [RangeRef(segment, head) for segment, head in heads.items()]
+    fetched = iter(source.read_ranges(refs))
+    return [
+        _some([(segment.part, piece, next(fetched)) for segment, piece in some], schema, seed_ids)
+        for some in wanted.values()
+    ]
+
+
+def _head(segment: LayerSegment, schema: LayerSchema) -> Head:
+    if segment.part in schema.tables:
+        return table_head(segment.pieces, schema.tables[segment.part])
+    return tensor_head(segment.pieces, schema.tensors[segment.part])
 
 
 def _whole(source: SegmentSource, segments: Sequence[LayerSegment], schema: LayerSchema) -> Rows:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from esper_ray.storage.layer_rows import (
 )
 
 _NAMED_ROWS: Final = 1_024
+_HEAD_BYTES: Final = 2**20
 _KEY_TENSORS: Final[TensorSchema] = dict.fromkeys(KEYS, (torch.int32, ()))
 
 
@@ -57,6 +59,11 @@ class Piece:
         near = seed_ids[(seed_ids >= self.first) & (seed_ids <= self.last)]
         return bool(len(near)) and (not self.seeds or not {*self.seeds}.isdisjoint(near.tolist()))
 
+    def check(self, data: bytes) -> None:
+        """CorruptError unless these are its bytes."""
+        if zlib.crc32(data) != self.crc32:
+            raise CorruptError(f"the piece from byte {self.offset} on has another crc32")
+
     @classmethod
     def from_json(cls, value: object, size: int) -> Piece:
         """Read a piece of a segment of `size` bytes; CorruptError unless it lies inside."""
@@ -69,6 +76,18 @@ class Piece:
         if not piece.rows or piece.offset + piece.length > size:
             raise CorruptError(f"a manifest holds a piece outside its {size} bytes")
         return piece
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The `length` bytes from `offset` on, before all pieces, in which a segment names its types.
+
+    `check` raises CorruptError unless they are those of the schema.
+    """
+
+    offset: int
+    length: int
+    check: Callable[[bytes], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +146,20 @@ def decode_block(data: bytes, piece: Piece, table: TensorSchema) -> Tensors:
     return tensor_blocks.decode_block(data, _specs(table), piece.rows)
 
 
+def table_head(pieces: Sequence[Piece], table: TableSchema) -> Head:
+    """The head of a table's segment; CorruptError where its pieces leave it no sensible length."""
+    stop = pieces[0].offset
+    if stop > _HEAD_BYTES:
+        raise CorruptError(f"a manifest holds a table whose rows begin at byte {stop} only")
+    return Head(0, stop, functools.partial(codec.check_head, schema={**KEY_TABLE, **table}))
+
+
+def tensor_head(pieces: Sequence[Piece], table: TensorSchema) -> Head:
+    """The head of a segment of tensors."""
+    entries = tensor_blocks.first_entries(_specs(table), pieces[0].rows)
+    return Head(8, len(entries), functools.partial(_check_entries, wanted=entries))
+
+
 def empty_table(table: TableSchema) -> Columns:
     """The columns of a table without rows."""
     return {
@@ -139,6 +172,11 @@ def empty_tensors(table: TensorSchema) -> Tensors:
     """The tensors of a part without rows."""
     specs = {**_KEY_TENSORS, **table}
     return {name: torch.empty((0, *shape), dtype=kind) for name, (kind, shape) in specs.items()}
+
+
+def _check_entries(data: bytes, wanted: bytes) -> None:
+    if data != wanted:
+        raise CorruptError("a safetensors segment does not begin with the tensors of its schema")
 
 
 def _check_schema(rows: Rows, schema: LayerSchema) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from esper_ray.storage import objects
 from esper_ray.storage.filesystem import Root
 from esper_ray.storage.manifest import SegmentRef
 from esper_ray.storage.replica import Replica
-from esper_ray.storage.row_codec import Piece
+from esper_ray.storage.row_codec import Head, Piece
 from esper_ray.storage.sources import Sources
 
 _log = logging.getLogger(__name__)
@@ -50,11 +49,16 @@ class SegmentMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class PieceRef:
-    """One piece of one segment."""
+class RangeRef:
+    """One piece of one segment, or its head."""
 
     segment: SegmentRef
-    piece: Piece
+    part: Piece | Head
+
+    @property
+    def stop(self) -> int:
+        """The byte after its last."""
+        return self.part.offset + self.part.length
 
 
 class SegmentSource(Sources):
@@ -89,8 +93,8 @@ class SegmentSource(Sources):
         self.memory.put(ref.sha256, data)
         return data
 
-    def read_pieces(self, wanted: Sequence[PieceRef]) -> list[bytes]:
-        """The bytes of pieces, each checked by its crc32; CorruptError if no root has them all."""
+    def read_ranges(self, wanted: Sequence[RangeRef]) -> list[bytes]:
+        """The bytes of pieces and heads, all checked; CorruptError if no root has them all."""
         failures: list[EsperError] = []
         held = [self._from_memory(one) for one in wanted]
         missing = [one for one, data in zip(wanted, held, strict=True) if data is None]
@@ -98,7 +102,7 @@ class SegmentSource(Sources):
             return [data for data in held if data is not None]
         for root in self.roots:
             try:
-                fetched = iter(_read_pieces(root, missing))
+                fetched = iter(_read_ranges(root, missing))
             except FileNotFoundError as error:
                 failures.append(CorruptError(f"a segment is missing at {root.url}: {error}"))
             except (CorruptError, StorageUnavailable) as error:
@@ -106,12 +110,12 @@ class SegmentSource(Sources):
             else:
                 return [next(fetched) if data is None else data for data in held]
         if self.replicas:
-            return [_cut(self.read(one.segment), one.piece) for one in wanted]
+            return [_cut(self.read(one.segment), one) for one in wanted]
         raise failures[-1]
 
-    def _from_memory(self, wanted: PieceRef) -> bytes | None:
+    def _from_memory(self, wanted: RangeRef) -> bytes | None:
         data = self.memory.get(wanted.segment.sha256)
-        return None if data is None else _cut(data, wanted.piece)
+        return None if data is None else _cut(data, wanted)
 
     def _keep(self, ref: SegmentRef, data: bytes) -> None:
         """Put a segment into the first root; a full or unwritable disk is no reason to fail."""
@@ -122,16 +126,18 @@ class SegmentSource(Sources):
                 self.roots[0].replace(ref.path, data)
 
 
-def _cut(data: bytes, piece: Piece) -> bytes:
-    return data[piece.offset : piece.offset + piece.length]
+def _cut(data: bytes, wanted: RangeRef) -> bytes:
+    """A range of a whole segment; CorruptError where it is not what the manifest says of it."""
+    found = data[wanted.part.offset : wanted.stop]
+    wanted.part.check(found)
+    return found
 
 
-def _read_pieces(root: Root, wanted: Sequence[PieceRef]) -> list[bytes]:
-    spans = [
-        (one.segment.path, one.piece.offset, one.piece.offset + one.piece.length) for one in wanted
-    ]
-    found = root.read_ranges(spans)
+def _read_ranges(root: Root, wanted: Sequence[RangeRef]) -> list[bytes]:
+    found = root.read_ranges([(one.segment.path, one.part.offset, one.stop) for one in wanted])
     for one, data in zip(wanted, found, strict=True):
-        if zlib.crc32(data) != one.piece.crc32:
-            raise CorruptError(f"a piece of {root.url}/{one.segment.path} is damaged")
+        try:
+            one.part.check(data)
+        except CorruptError as error:
+            raise CorruptError(f"{root.url}/{one.segment.path} is damaged: {error}") from error
     return found

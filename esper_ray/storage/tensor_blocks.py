@@ -83,6 +83,14 @@ def block_ranges(specs: Specs, rows: int) -> list[tuple[int, int]]:
     return [(at + n * width, min(BLOCK_ROWS, rows - n) * width) for n in starts]
 
 
+def first_entries(specs: Specs, rows: int) -> bytes:
+    """What the header says of the first block of `rows` rows: the file's bytes from 8 on.
+
+    It holds the type and shape of every tensor, and no more of it for however many rows.
+    """
+    return header(specs, min(rows, BLOCK_ROWS))[8:].rstrip(b" }")
+
+
 @functools.lru_cache(maxsize=64)
 def header(specs: Specs, rows: int) -> bytes:
     """The first bytes of the file, with which it says what it holds."""

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
 EPOCHS = 60
 SEED = int(os.environ.get("ESPER_CHAOS_SEED", "1"))
-KINDS = ("actor", "coordinator", "node", "driver")
+KINDS = ("actor", "coordinator", "node", "driver", "hang")
 RESUMED_S = 10.0
 """Time from an actor's kill to the next step, as a median on a quiet machine."""
 
@@ -68,7 +68,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunLog, RunPl
 
 
 def strike(kind: str, nodes: Nodes, trainer: Trainer, dice: random.Random) -> float:
-    """Kill one part of the run; when that was. What is needed to go on is put in its place."""
+    """Kill or stop one part of the run, and put back what it needs to go on; when that was."""
     if kind == "node":
         before = time.monotonic()
         nodes.kill_node(nodes.node_of(LAYER))
@@ -78,6 +78,8 @@ def strike(kind: str, nodes: Nodes, trainer: Trainer, dice: random.Random) -> fl
     if kind == "driver":
         trainer.kill()
         trainer.start()
+    elif kind == "hang":
+        dice.choice(nodes.workers(LAYER)).send_signal(signal.SIGSTOP)
     else:
         kill(dice.choice(nodes.workers(LAYER if kind == "actor" else COORDINATOR)))
     return before
@@ -137,18 +139,21 @@ def report(took: dict[str, list[float]]) -> None:
         print(f"{kind}: {len(seconds)} kills, median {middle:.1f} s, at most {worst:.1f} s")
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_run_survives_kills_of_every_kind(
     nodes: Nodes, tmp_path: Path, undisturbed: tuple[RunLog, RunPlan]
 ) -> None:
-    kinds = ["actor"] * 4 + ["coordinator"] * 2 + ["node", "driver"]
+    kinds = ["actor"] * 4 + ["coordinator"] * 2 + ["node", "driver", "hang"]
     random.Random(SEED).shuffle(kinds)
     took = chaos(nodes, tmp_path, undisturbed, kinds, SEED)
     report(took)
-    assert statistics.median(took["actor"]) < RESUMED_S
+    # Starting a process takes its share of the machine: processes that wait for a core count.
+    crowd = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert statistics.median(took["actor"]) < RESUMED_S * crowd
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.soak
+@pytest.mark.timeout(900)
 def test_a_node_that_is_away_and_comes_back_has_no_say(
     nodes: Nodes, tmp_path: Path, undisturbed: tuple[RunLog, RunPlan]
 ) -> None:
@@ -172,12 +177,12 @@ def test_a_node_that_is_away_and_comes_back_has_no_say(
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("number", range(10))
 def test_a_run_survives_again_and_again(
     nodes: Nodes, tmp_path: Path, undisturbed: tuple[RunLog, RunPlan], number: int
 ) -> None:
     dice = random.Random(SEED + 100 + number)
-    kinds = [*KINDS, *dice.choices(KINDS, weights=(5, 3, 1, 1), k=7)]
+    kinds = [*KINDS, *dice.choices(KINDS, weights=(5, 3, 1, 1, 1), k=6)]
     dice.shuffle(kinds)
     report(chaos(nodes, tmp_path, undisturbed, kinds, SEED + 100 + number))

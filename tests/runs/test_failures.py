@@ -84,6 +84,39 @@ def test_a_coordinator_is_found_by_its_name_and_a_second_run_of_that_name_is_ref
         third.open()
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_an_actor_that_hangs_within_a_step_is_replaced(
+    make_config: ConfigMaker, ray_cluster: str, tmp_path: Path
+) -> None:
+    mark = tmp_path / "hang"
+    config = make_config(
+        "hanging",
+        cluster__address=ray_cluster,
+        cluster__step_timeout_s=20,
+        cluster__answer_timeout_s=3,
+        model__factory="tests.models_for_tests:sleeping",
+        model__args={"mark": str(mark)},
+        data__args={"window": 4},
+        seeds__targets=["reader.hidden"],
+        train__epochs=6,
+    )
+    told: list[str] = []
+    epochs: list[int] = []
+
+    def hang_once(report: EpochReport) -> None:
+        epochs.append(report.epoch)
+        if len(epochs) == 2:
+            mark.touch()
+
+    with Runtime(config, warn=told.append) as runtime:
+        result = runtime.fit("never", on_epoch=hang_once)
+    assert result.steps == 24
+    assert epochs == [0, 1, 0, 1, 2, 3, 4, 5]
+    assert not mark.exists()
+    assert any("going on at epoch 0" in line for line in told)
+
+
 def command(config: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "esper_ray", "train", str(config), *options]
 

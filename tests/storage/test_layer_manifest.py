@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from esper_ray.errors import CheckpointNotFound, CorruptError, FencedError, TooN
 from esper_ray.storage import CheckpointManager, Root, ShardId, layer_manifest, manifest
 from esper_ray.storage.group_commit import CommitPolicy
 from esper_ray.storage.layer_manifest import ManifestRef
-from tests.storage.layer_cases import LAYER, SCHEMA, blueprint, rows_of
+from esper_ray.storage.layer_rows import Rows
+from tests.storage.layer_cases import LAYER, SCHEMA, blueprint, rows_of, same
 
 SEEDS = 100
 KEY = layer_manifest.layer_key(LAYER)
@@ -142,7 +144,7 @@ def test_a_manifest_of_a_newer_version_is_not_passed_over(tmp_path: Path) -> Non
 
 def test_a_piece_that_no_memory_holds_is_refused(tmp_path: Path) -> None:
     path = stored(tmp_path)
-    for span in ([0, 2**40], [2**61, 8]):
+    for span, words in (([0, 2**40], "ends before byte"), ([2**61, 8], "rows begin at byte")):
         body = manifest.decode(path.read_bytes())
         for ref in body["segments"]:
             ref["size"] = 2**62
@@ -150,8 +152,60 @@ def test_a_piece_that_no_memory_holds_is_refused(tmp_path: Path) -> None:
                 piece[3:5] = span
         path.write_bytes(manifest.encode(body))
         manager = CheckpointManager(str(tmp_path), layer_id=LAYER)
-        with pytest.raises(CorruptError, match="ends before byte"):
+        with pytest.raises(CorruptError, match=words):
             manager.restore_layer(seed_ids=np.array([1]))
+
+
+@pytest.mark.parametrize("nearby", [False, True], ids=["from the root", "beside a replica"])
+@pytest.mark.parametrize(
+    ("kind", "part", "name", "at", "value", "words"),
+    [
+        ("tables", "state", "lifecycle", 1, "float32", "column 'lifecycle'"),
+        ("tables", "state", "metrics", 1, "int32", "column 'metrics'"),
+        ("tensors", "weights", "w", 1, "int32", "tensors of its schema"),
+        ("tensors", "weights", "h", 1, "bfloat16", "tensors of its schema"),
+        ("tensors", "weights", "w", 2, [3, 2], "tensors of its schema"),
+    ],
+)
+def test_one_seed_of_a_schema_that_its_bytes_have_not_is_refused(
+    tmp_path: Path, kind: str, part: str, name: str, at: int, value: Any, words: str, nearby: bool
+) -> None:
+    path = stored(tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    replicas = [Root.open(str(tmp_path / "copy"))] if nearby else []
+    saved = f"{KEY}-1-1-3-0"
+
+    def reader() -> CheckpointManager:
+        return CheckpointManager(str(tmp_path / "run"), layer_id=LAYER, replicas=replicas)
+
+    reader().restore_checkpoint(saved, "cpu")
+    body = manifest.decode(path.read_bytes())
+    [told] = [one for one in body["schema"][kind][part] if one[0] == name]
+    told[at] = value
+    path.write_bytes(manifest.encode(body))
+    with pytest.raises(CorruptError, match=words):
+        reader().restore_checkpoint(saved, "cpu")
+    with pytest.raises(CorruptError, match=words):
+        reader().restore_layer(seed_ids=np.array([4]))
+
+
+@pytest.mark.parametrize("suffix", ["arrow", "safetensors"])
+def test_a_damaged_head_is_read_from_the_next_place(tmp_path: Path, suffix: str) -> None:
+    stored(tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "near")
+
+    def restored() -> Rows:
+        near = str(tmp_path / "near")
+        reader = CheckpointManager(str(tmp_path / "run"), layer_id=LAYER, local_root=near)
+        return reader.restore_layer(seed_ids=np.array([6]))
+
+    whole = restored()
+    for segment in (tmp_path / "near").rglob(f"*.{suffix}"):
+        segment.write_bytes(bytes(40) + segment.read_bytes()[40:])
+    assert same(restored(), whole)
+    alone = CheckpointManager(str(tmp_path / "near"), layer_id=LAYER)
+    with pytest.raises(CorruptError, match="is damaged"):
+        alone.restore_layer(seed_ids=np.array([6]))
 
 
 def test_rows_of_foreign_or_missing_seeds_are_refused(tmp_path: Path) -> None:

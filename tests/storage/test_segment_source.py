@@ -15,7 +15,7 @@ from esper_ray.storage.manifest import SegmentRef
 from esper_ray.storage.recent_groups import RecentGroups
 from esper_ray.storage.row_codec import Piece
 from esper_ray.storage.seed_record import SeedRow
-from esper_ray.storage.segment_source import PieceRef, SegmentMemory, SegmentSource
+from esper_ray.storage.segment_source import RangeRef, SegmentMemory, SegmentSource
 from tests.storage.layer_cases import SCHEMA, FaultyRoot
 
 DATA = bytes(range(200))
@@ -72,19 +72,19 @@ def test_a_near_root_that_takes_nothing_is_no_reason_to_fail(tmp_path: Path) -> 
 def test_pieces_come_from_memory_or_from_the_first_root_that_has_them(tmp_path: Path) -> None:
     near, far = Root.open(str(tmp_path / "near")), Root.open(str(tmp_path / "far"))
     ref = put(far)
-    whole = PieceRef(ref, Piece(1, 0, 0, 10, 20, zlib.crc32(DATA[10:30])))
-    assert SegmentSource([near, far]).read_pieces([whole, whole]) == [DATA[10:30]] * 2
+    whole = RangeRef(ref, Piece(1, 0, 0, 10, 20, zlib.crc32(DATA[10:30])))
+    assert SegmentSource([near, far]).read_ranges([whole, whole]) == [DATA[10:30]] * 2
     source = SegmentSource([near, far])
     source.read(ref)
     far.replace(ref.path, b"short")
-    assert source.read_pieces([whole]) == [DATA[10:30]]
+    assert source.read_ranges([whole]) == [DATA[10:30]]
     near.replace(ref.path, b"short")
     with pytest.raises(CorruptError, match="ends before"):
-        SegmentSource([near, far]).read_pieces([whole])
-    gone = PieceRef(SegmentRef("x", f"sha256/00/{'0' * 64}.arrow", "0" * 64, 9), whole.piece)
+        SegmentSource([near, far]).read_ranges([whole])
+    gone = RangeRef(SegmentRef("x", f"sha256/00/{'0' * 64}.arrow", "0" * 64, 9), whole.part)
     with pytest.raises(CorruptError, match="missing"):
-        SegmentSource([near, far]).read_pieces([gone])
-    assert SegmentSource([near]).read_pieces([]) == []
+        SegmentSource([near, far]).read_ranges([gone])
+    assert SegmentSource([near]).read_ranges([]) == []
 
 
 def test_a_store_that_does_not_answer_is_named(tmp_path: Path) -> None:
