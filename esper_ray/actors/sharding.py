@@ -68,6 +68,8 @@ def rows_of_shards(
 
 def split_rows(batch: Batch, num_seeds: int, shards: int) -> list[Batch]:
     """A batch for each shard, by seed ids of its own; some may have no rows."""
+    if shards == 1:
+        return [batch]
     firsts = [first for first, _ in seed_bounds(num_seeds, shards)]
     rows = rows_of_shards(batch.seed_ids, num_seeds, shards)
     return [_taken(batch, own, first) for own, first in zip(rows, firsts, strict=True)]

@@ -139,7 +139,7 @@ def report(took: dict[str, list[float]]) -> None:
         print(f"{kind}: {len(seconds)} kills, median {middle:.1f} s, at most {worst:.1f} s")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_run_survives_kills_of_every_kind(
     nodes: Nodes, tmp_path: Path, undisturbed: tuple[RunLog, RunPlan]
 ) -> None:
@@ -152,7 +152,8 @@ def test_a_run_survives_kills_of_every_kind(
     assert statistics.median(took["actor"]) < RESUMED_S * crowd
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.soak
+@pytest.mark.timeout(900)
 def test_a_node_that_is_away_and_comes_back_has_no_say(
     nodes: Nodes, tmp_path: Path, undisturbed: tuple[RunLog, RunPlan]
 ) -> None:
@@ -176,7 +177,7 @@ def test_a_node_that_is_away_and_comes_back_has_no_say(
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("number", range(10))
 def test_a_run_survives_again_and_again(
     nodes: Nodes, tmp_path: Path, undisturbed: tuple[RunLog, RunPlan], number: int

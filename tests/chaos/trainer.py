@@ -35,7 +35,7 @@ class Trainer:
         self._reader = threading.Thread(target=self._read, args=(self.process,))
         self._reader.start()
 
-    def wait_for_epoch(self, least: int, since: float = 0.0, timeout_s: float = 100) -> float:
+    def wait_for_epoch(self, least: int, since: float = 0.0, timeout_s: float = 300) -> float:
         """Until an epoch from `least` on is reported after `since`; when it was."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
@@ -48,7 +48,7 @@ class Trainer:
                     raise AssertionError(f"epoch {least} did not come:\n{self.told()}")
                 self._changed.wait(0.5)
 
-    def wait_for_line(self, part: str, since: float, timeout_s: float = 100) -> float:
+    def wait_for_line(self, part: str, since: float, timeout_s: float = 300) -> float:
         """Until a line that holds `part` comes after `since`; when it did."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
@@ -66,7 +66,7 @@ class Trainer:
         self.process.wait(30)
         self._reader.join(30)
 
-    def finish(self, timeout_s: float = 200) -> None:
+    def finish(self, timeout_s: float = 300) -> None:
         """Wait for success."""
         self.process.wait(timeout_s)
         self._reader.join(30)
