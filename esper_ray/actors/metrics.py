@@ -119,9 +119,7 @@ class RayRim:
             given: dict[str, Any] = {"tag_keys": ("run", *metric.tags)}
             made: Any
             if metric.kind == "histogram":
-                made: Any = metrics.Histogram(
-                    name, metric.about, boundaries=list(_SECONDS), **given
-                )
+                made = metrics.Histogram(name, metric.about, boundaries=list(_SECONDS), **given)
             else:
                 made = kinds[metric.kind](name, metric.about, **given)
             self._made[name] = made

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from esper_ray.bench.s3_server import S3Server
-from esper_ray.config.schema import ClusterConfig
+from esper_ray.config.cluster import ClusterConfig
 from esper_ray.storage import Root, RunLog
 from tests.cli.conftest import Outcome
 from tests.jobs.head import Head, started_head, write_token
