@@ -93,6 +93,7 @@ EVERY_KEY: dict[str, Any] = {
     "cluster.answer_timeout_s": 5.0,
     "cluster.max_failures": 3,
     "cluster.outage_timeout_s": 60.0,
+    "events.bus": "ray://hub",
 }
 
 
