@@ -186,7 +186,8 @@ def test_minima_are_the_defaults_overlaid() -> None:
 
 
 def test_identity_leaves_out_length_and_place_only() -> None:
-    left_out = {k for k in EVERY_KEY if k.startswith(("storage.", "cluster."))} | {"train.epochs"}
+    apart = ("storage.", "cluster.", "events.")
+    left_out = {k for k in EVERY_KEY if k.startswith(apart)} | {"train.epochs"}
     identity = parse_config(nested(EVERY_KEY)).identity()
     known = {key for key in EVERY_KEY if any(f"{i}.".startswith(f"{key}.") for i in identity)}
     assert known == set(EVERY_KEY) - left_out
@@ -200,6 +201,7 @@ def test_identity_leaves_out_length_and_place_only() -> None:
         ("storage.every_epochs", 9),
         ("cluster.address", "local"),
         ("cluster.threads", 1),
+        ("events.bus", "memory://other"),
     ],
 )
 def test_length_and_place_do_not_change_the_identity(name: str, value: object) -> None:
