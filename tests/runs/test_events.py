@@ -43,13 +43,14 @@ async def heard(url: str, run: str, count: int) -> list[Event]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # a run, and a process of its own, on a machine that may be busy
 def test_run_on_a_cluster_publishes_all_that_it_commits(
     make_config: ConfigMaker, ray_cluster: str
 ) -> None:
     hub = start_hub(HUB)  # the run finds it, and it outlives the run
     config = make_config(
         cluster__address=ray_cluster,
-        train__epochs=8,
+        train__epochs=5,
         storage__every_epochs=2,
         events__bus=f"ray://{HUB}",
     )
