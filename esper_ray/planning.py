@@ -106,7 +106,7 @@ def plan_run(config: RunConfig) -> RunPlan:
             data=source,
             device="cuda" if config.cluster.gpus else "cpu",
             dtype=config.train.precision,
-            recompute=config.train.recompute,
+            recompute=config.cluster.recompute,
         )
         for index, factory in enumerate(factories)
     )

@@ -234,7 +234,10 @@ class Runtime:
         """Refuse a checkpoint of a run that differs in anything but its length and place."""
         point, url = found.point, found.root.url
         mine: Any = self.plan.coordinator.manifest["config"]  # `auto` by its name
-        stored = point.config
+        stored = {
+            **RunConfig(run=point.run).identity(),
+            **point.config,
+        }  # older ones lack some keys
         if differ := [k for k in sorted({*mine, *stored}) if mine.get(k) != stored.get(k)]:
             raise ConfigError(
                 f"the checkpoint at {url} was made with another {', '.join(differ[:3])}",

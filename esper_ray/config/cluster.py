@@ -22,6 +22,8 @@ class ClusterConfig(Section):
     at least 1."""
     gpus: Annotated[int, Field(ge=0, le=4096)] = 0
     """GPUs of the run, one for each actor; 0 runs it on CPUs."""
+    recompute: bool = False
+    """Whether activations are computed again for the backward instead of kept in memory."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """Torch threads of each actor."""
     wait_for_resources_s: Rate = 120.0

@@ -62,8 +62,6 @@ class TrainConfig(Section):
     a step [has diverged](governor.md) and is made again; 0: never."""
     precision: Literal["float32", "float64"] = "float32"
     """Of host and seeds; a host that its factory builds in bfloat16 stays so under `float32`."""
-    recompute: bool = False
-    """Whether activations are computed again for the backward instead of kept in memory."""
 
 
 class SelectionConfig(Section):

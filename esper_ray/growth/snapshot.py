@@ -218,7 +218,9 @@ def load_host(stage: Stage, tensors: Tensors, path: str = "") -> None:
         stage.optimizer.state.pop(parameter, None)
         prefix = f"adam/{name}/"
         for key in sorted(key for key in tensors if key.startswith(prefix)):
-            stage.optimizer.state[parameter][key.removeprefix(prefix)] = tensors[key].clone()
+            value = tensors[key].clone()
+            moment = value.to(parameter.device) if value.ndim else value  # Adam counts on the host
+            stage.optimizer.state[parameter][key.removeprefix(prefix)] = moment
 
 
 def check_host(stage: Stage, tensors: Tensors, path: str = "") -> None:
