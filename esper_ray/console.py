@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from esper_ray.actors.run_point import RunPoint
+from esper_ray.actors.run_point import RunPoint, RunResult
 from esper_ray.config import RunConfig
 from esper_ray.data import DatasetCard
 from esper_ray.events.messages import EpochReport
 from esper_ray.lifecycle import MINIMUM_EPOCHS, ExtendedLifecycle, GateSettings
 from esper_ray.planning import RunPlan
-from esper_ray.runtime import LN2, RunResult
+from esper_ray.runtime import LN2
 
 
 def epoch_line(report: EpochReport, epochs: int, metric: str) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,7 +12,7 @@ from esper_ray.actors.engines import Engine, LocalEngine, RayEngine, Start
 from esper_ray.actors.layer_actor import Restore
 from esper_ray.actors.placement import ClusterSettings
 from esper_ray.actors.remote import RemoteActor
-from esper_ray.actors.run_point import Found
+from esper_ray.actors.run_point import Found, RunResult
 from esper_ray.actors.stopping import StopSignal, Wish
 from esper_ray.actors.supervision import FaultLimits, Point, Supervisor
 from esper_ray.config import RunConfig
@@ -25,24 +25,6 @@ from esper_ray.storage import Mirror, Root, RunCheckpoints, RunLog, manifest, sp
 
 LN2 = 0.6931471805599453
 _PAUSE_S = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """What a run leaves behind; `eval` was measured once, on the test split, at its last epoch.
-
-    `status` is `completed`, `stopped` where somebody asked for its end, or `terminated` by SIGTERM.
-    """
-
-    run: str
-    status: str
-    steps: int
-    wall_s: float
-    eval: Mapping[str, float]
-    seeds: Mapping[str, Mapping[str, int]]
-    states_visited: tuple[str, ...]
-    transitions: int
-    checkpoint: str
 
 
 def _ignore(_: object) -> None:

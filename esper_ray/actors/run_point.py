@@ -56,3 +56,21 @@ class Found:
     def read(cls, root: Root, seq: int, body: Mapping[str, Any]) -> Found:
         """The commit `seq`; CorruptError where what it says of the run is impossible."""
         return cls(root, seq, body, RunPoint.from_json(body))
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run leaves behind; `eval` was measured once, on the test split, at its last epoch.
+
+    `status` is `completed`, `stopped` where somebody asked for its end, or `terminated` by SIGTERM.
+    """
+
+    run: str
+    status: str
+    steps: int
+    wall_s: float
+    eval: Mapping[str, float]
+    seeds: Mapping[str, Mapping[str, int]]
+    states_visited: tuple[str, ...]
+    transitions: int
+    checkpoint: str

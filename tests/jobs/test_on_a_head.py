@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from esper_ray.bench.s3_server import S3Server
-from esper_ray.config.cluster import ClusterConfig
 from esper_ray.storage import Root, RunLog
 from tests.cli.conftest import Outcome
 from tests.jobs.head import Head, started_head, write_token
@@ -147,9 +146,6 @@ def test_run_is_submitted_asked_stopped_and_resumed(command: Command, head: Head
             "no-gpu",
             ("cluster.gpus=1",),
             "error: need 1 GPU, cluster has 0 (0 free)",
-            marks=pytest.mark.skipif(
-                "gpus" not in ClusterConfig.model_fields, reason="runs place no GPUs yet"
-            ),
         ),
         pytest.param(
             "no-cpu",
