@@ -11,11 +11,12 @@ import pytest
 from rich.console import Console
 
 from esper_ray import console
+from esper_ray.actors.run_point import RunResult
 from esper_ray.config import parse_config
 from esper_ray.console import Progress, epoch_line, summary, text_table
 from esper_ray.data import DatasetCard
 from esper_ray.events.messages import EpochReport
-from esper_ray.runtime import LN2, RunResult
+from esper_ray.runtime import LN2
 
 CARD = DatasetCard(
     name="letters",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from esper_ray.config.section import NotNegative, Rate, Section, Size
+from esper_ray.config.section import NotNegative, Rate, Section
 
 
 class ClusterConfig(Section):
@@ -17,9 +17,9 @@ class ClusterConfig(Section):
     transport: Literal["auto", "torch_dist", "object_store"] = "auto"
     """How activations and gradients travel: `torch_dist` from device to device, `object_store`
     through Ray. `auto` means `torch_dist` where there are several actors."""
-    shards: Size | None = None
-    """Actors that share each stage whose layers can be split; by default `gpus` over the stages,
-    at least 1."""
+    shards: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Actors that share each stage whose layers can be split; 0: `gpus` over the stages, at
+    least 1."""
     gpus: Annotated[int, Field(ge=0, le=4096)] = 0
     """GPUs of the run, one for each actor; 0 runs it on CPUs."""
     recompute: bool = False

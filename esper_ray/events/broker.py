@@ -66,10 +66,9 @@ class _Lane:
 
     def hand(self, consumer: str, room: int) -> Iterator[Record]:
         """The next events, which are with `consumer` from now on."""
-        self.owner = consumer
         while room > 0 and self.handed < len(self.pending):
             record = self.pending[self.handed]
-            self.handed += 1
+            self.handed, self.owner = self.handed + 1, consumer
             if record.id not in self.acked:
                 room -= 1
                 yield record

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from esper_ray.actors.run_point import RunResult
 from esper_ray.blueprints import registry
 from esper_ray.config import RunConfig
 from esper_ray.errors import ConfigError
 from esper_ray.events.messages import EpochReport
 from esper_ray.grafting import STRATEGIES
 from esper_ray.planning import plan_run
-from esper_ray.runtime import RunResult, Runtime
+from esper_ray.runtime import Runtime
 
 ConfigMaker = Callable[..., RunConfig]
 
