@@ -121,6 +121,7 @@ def plan_document(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
         "storage": config.storage_url,
         "address": config.cluster.address,
         "transport": plan.transport,
+        "split": config.cluster.shards > 1 or config.cluster.gpus > len(plan.stages),
         "actors": [_actor(plan, rank) for rank in range(plan.grid.world)],
         "layers": [
             {name: getattr(layer, name) for name in layer.__slots__} for layer in plan.layers
@@ -163,8 +164,9 @@ def plan_table(document: Mapping[str, Any]) -> str:
     lines = [
         f"run {document['run']}, stored at {document['storage']}",
         f"data {data['name']} ({data['source']}): {sizes} bytes, sha256 {data['sha256']}",
-        f"{len(actors)} LayerActors ({', '.join(a['stage'] for a in actors)}), 1 CPU each, on a "
+        f"{len(actors)} LayerActors ({_stages(actors)}), {_each(actors[0])} each, on a "
         f"{document['address']} cluster, transport {document['transport']}",
+        *_not_split(document),
         text_table(
             list(_LAYER_COLUMNS.values()),
             [
@@ -177,6 +179,28 @@ def plan_table(document: Mapping[str, Any]) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def _stages(actors: Sequence[Mapping[str, Any]]) -> str:
+    firsts = [actor for actor in actors if actor["shard"] == 0]
+    return ", ".join(
+        f"{a['stage']} in {a['shards']} shards" if a["shards"] > 1 else a["stage"] for a in firsts
+    )
+
+
+def _each(actor: Mapping[str, Any]) -> str:
+    return "1 CPU and 1 GPU" if actor["gpus"] else "1 CPU"
+
+
+def _not_split(document: Mapping[str, Any]) -> list[str]:
+    """Why layers are whole where shards were asked for."""
+    if not document["split"]:
+        return []
+    return [
+        f"layer {layer['layer_id']} is not split: {layer['whole']}"
+        for layer in document["layers"]
+        if layer["whole"]
+    ]
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

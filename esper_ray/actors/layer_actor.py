@@ -42,6 +42,8 @@ from esper_ray.growth.spec import StageSpec
 from esper_ray.growth.stage import Stage
 from esper_ray.storage import Root, RunLog, SegmentRef
 
+_REPLY: Final = {Kind.FORWARD: Kind.BACKWARD.value, Kind.BACKWARD: ""}
+
 CONCURRENCY_GROUPS: Final = {"compute": 1, "control": 2, "io": 1}
 
 METHOD_GROUPS: Final = {
@@ -158,7 +160,7 @@ class LayerActor:
         for kind, micro_batch in self._ops:
             self._go_on()
             forward = kind is Kind.FORWARD
-            tag = Tag(kind.value, step, micro_batch)
+            tag = Tag(kind.value, step, micro_batch, reply=_REPLY[kind])
             received = conveyor.turn(tag, before if forward else after)
             compute = stage.forward if forward else stage.backward
             result = compute(micro_batch, received)

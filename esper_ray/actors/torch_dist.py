@@ -55,7 +55,8 @@ class TorchDistTransport:
     """The process group of one run epoch, which is never used again after a failure.
 
     Neither backend tells a receiver what comes: order does, and the shape of a steady kind is asked
-    from the store once, that of any other each time. One per process.
+    from the store once, that of any other each time. A reply is shaped as what it answers, so that
+    nobody waits for a shape that depends on what is to be sent with it. One per process.
     """
 
     def __init__(
@@ -79,6 +80,8 @@ class TorchDistTransport:
         )
         _bind(meeting.host)
         cuda = device.type == "cuda"
+        # NCCL's watchdog would end the process of an exchange that fails; the run goes on instead.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
         try:
             dist.init_process_group(
                 "nccl" if cuda else "gloo",
@@ -109,39 +112,27 @@ class TorchDistTransport:
         given = [send.tensor.detach().contiguous() for send in sends]
         for send, tensor in zip(sends, given, strict=True):
             self._tell_shape(send, tensor)
-        outgoing = [
+        taken = [self._room(what) for what in receives]
+        # All of a turn in one batch: single calls in opposite order on two sides can block NCCL.
+        ops = [
             dist.P2POp(dist.isend, tensor, send.rank)
             for send, tensor in zip(sends, given, strict=True)
         ]
-        if not all(what.tag.steady and self._key(what) in self._shapes for what in receives):
-            # Whoever is to say a shape may need what is sent here first.
-            self._run(outgoing, given)
-            outgoing, given = [], []
-        taken = [self._room(what) for what in receives]
-        incoming = [
+        ops += [
             dist.P2POp(dist.irecv, room, what.rank)
             for what, room in zip(receives, taken, strict=True)
         ]
-        self._run(outgoing + incoming, given)
-        return taken
-
-    def _run(self, ops: list[dist.P2POp], given: list[Tensor]) -> None:
-        """Start a turn's operations, the sends of `given` first, and wait for what comes.
-
-        All are in one batch: single calls in opposite order on two sides can block NCCL.
-        """
-        if not ops:
-            return
         works = dist.batch_isend_irecv(ops)
         if self._device.type == "cuda":  # one work stands for the batch
             for work in works:
                 work.wait()
-            return
+            return taken
         for work, _ in self._sending:
             work.wait()
         self._sending = list(zip(works, given, strict=False))
-        for work in works[len(given) :]:
+        for work in works[len(sends) :]:
             work.wait()
+        return taken
 
     def abort(self, reason: str) -> None:
         """See Transport; called from another thread than `exchange`."""
@@ -169,6 +160,8 @@ class TorchDistTransport:
     def _tell_shape(self, send: Send, tensor: Tensor) -> None:
         key = (self._rank, send.rank, send.tag.kind)
         shape = (tensor.shape, tensor.dtype)
+        if send.tag.reply:
+            self._shapes[send.rank, self._rank, send.tag.reply] = shape
         if send.tag.steady:
             known = self._shapes.get(key)
             if known == shape:
@@ -180,7 +173,7 @@ class TorchDistTransport:
         self._store.set(_name(self._rank, send.rank, send.tag), ",".join(words))
 
     def _room(self, what: Receive) -> Tensor:
-        key = self._key(what)
+        key = (what.rank, self._rank, what.tag.kind)
         known = self._shapes.get(key) if what.tag.steady else None
         if known is None:
             known = self._asked(_name(what.rank, self._rank, what.tag))
@@ -188,9 +181,6 @@ class TorchDistTransport:
                 self._shapes[key] = known
         shape, dtype = known
         return torch.empty(shape, dtype=dtype, device=self._device)
-
-    def _key(self, what: Receive) -> tuple[int, int, str]:
-        return what.rank, self._rank, what.tag.kind
 
     def _asked(self, name: str) -> tuple[torch.Size, torch.dtype]:
         until = time.monotonic() + self._limit.total_seconds()

@@ -16,12 +16,16 @@ from esper_ray.errors import StepFailed
 
 
 class Tag(NamedTuple):
-    """What a tensor is: of a kind and number; those of a `steady` kind are all of one shape."""
+    """What a tensor is: of a kind and number; those of a `steady` kind are all of one shape.
+
+    It is answered by one of the same shape, of kind `reply`, if there is any.
+    """
 
     kind: str
     step: int
     number: int
     steady: bool = True
+    reply: str = ""
 
 
 class Send(NamedTuple):
