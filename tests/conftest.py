@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -30,6 +31,8 @@ def _ray_demands_tokens() -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Set what Ray reads when it is first imported; subprocesses inherit it."""
+    hypothesis.settings.register_profile("esper", deadline=None)  # no test is one of speed
+    hypothesis.settings.load_profile("esper")
     env = {
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -120,3 +123,11 @@ def ray_cluster() -> Iterator[str]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         assert not _wait_for_end(pids, timeout_s=10), "a Ray process of this test run outlived it"
+
+
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Heard by what a test starts, even if these tests are a background job that ignores them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

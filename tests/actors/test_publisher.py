@@ -186,7 +186,8 @@ async def test_training_does_not_wait_for_a_bus_that_is_down(root: Root) -> None
     coordinator, *_ = await one_epoch(root, herald=HeraldSpec(settings))
     assert RunLog(root).read_commit(1)["published"] == 0
     await asyncio.sleep(0.2)
-    assert "needs Ray" in coordinator._herald._publisher.trouble
+    trouble = coordinator._herald._publisher.trouble
+    assert "needs Ray" in trouble or "no event hub is named" in trouble  # by who used Ray before
     assert not await coordinator._herald._publisher.close(0.1)
 
 

@@ -191,6 +191,7 @@ async def test_hearing_tells_what_is_stored_and_then_the_bus_each_event_once(
     await source.aclose()  # type: ignore[attr-defined]
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_followed_process_prints_at_once_and_ends_by_ctrl_c(here: Path, finished_run: Path) -> None:
     words = [sys.executable, "-m", "esper_ray", "events", "tail", f"{finished_run}/store"]
     process = subprocess.Popen(

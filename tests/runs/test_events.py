@@ -41,6 +41,7 @@ async def heard(url: str, run: str, count: int) -> list[Event]:
     return found
 
 
+@pytest.mark.usefixtures("interrupts")
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(300)  # a run, and a process of its own, on a machine that may be busy

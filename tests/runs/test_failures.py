@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,14 +144,6 @@ def test_a_full_cluster_is_waited_for_and_then_reported(
         remove_placement_group(taken)
     assert done.returncode == 6, done.stderr
     assert "need 2 CPU, cluster has 4 (1 free)" in done.stderr
-
-
-@pytest.fixture
-def interrupts() -> Iterator[None]:
-    """Heard by what a test starts, even if these tests are a background job that ignores them."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interrupts")

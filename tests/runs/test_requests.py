@@ -123,7 +123,7 @@ def test_requests_reach_a_run_on_actors(make_config: ConfigMaker, ray_cluster: s
     script: Script = {0: [("germinate", LAYER, [0, 7])], 2: [("cancel", LAYER, [0])]}
     found = []
     for local in (True, False):
-        name, asking = f"local-{local}", Asking(script)
+        name, asking = f"local-{local}".lower(), Asking(script)
         config = make_config(name, **NEVER, train__epochs=5, cluster__address=ray_cluster)
         log, plan, _ = grow(config, local=local, listen=asking)
         assert_log_replays(log, plan)
