@@ -206,7 +206,7 @@ def chunks(source: str, out: str, layer: str | None, as_json: bool) -> None:
 @json_option
 @guarded
 def bench(name: str, strict: bool, as_json: bool, **options: str | bool | None) -> None:
-    """Measure a speed claim: NAME is `checkpoint`, `layer`, `state` or `step`."""
+    """Measure a speed claim: NAME is `checkpoint`, `layer`, `pipeline`, `state` or `step`."""
     from esper_ray.bench import run_bench, table
 
     document = run_bench(name, **{n: value for n, value in options.items() if value})

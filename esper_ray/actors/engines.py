@@ -224,6 +224,11 @@ class RayEngine:
         """See Engine."""
         return Wish(self._ask("wish", wish))
 
+    def most_in_flight(self) -> list[int]:
+        """Micro-batches that each actor has kept at once, at most."""
+        asked = [actor.submit("most_in_flight") for actor in self.actors]
+        return self._calls.wait(asked)
+
     def close(self) -> None:
         """See Engine."""
         self._cluster.close()

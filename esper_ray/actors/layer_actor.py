@@ -59,6 +59,7 @@ METHOD_GROUPS: Final = {
     "give_back": "compute",
     "end_epoch_again": "compute",
     "ping": "control",
+    "most_in_flight": "control",
     "follow": "compute",
     "report": "compute",
     "offer": "control",
@@ -244,6 +245,10 @@ class LayerActor:
     def ping(self) -> int:
         """Index of the stage; answers while a step runs."""
         return self._spec.index
+
+    def most_in_flight(self) -> int:
+        """How many micro-batches of a step were kept for the backward at once, at most."""
+        return self._stage.most_in_flight
 
     def offer(self, batch: Stamped[TransitionBatch]) -> Answer:
         """Leave a transition batch for the next step boundary, or hear why it is not taken."""

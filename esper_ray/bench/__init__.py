@@ -24,7 +24,7 @@ def _measure(name: str) -> Callable[..., list[Row]]:
 
 
 BENCHES: Mapping[str, Callable[..., list[Row]]] = {
-    name: _measure(name) for name in ("checkpoint", "layer", "state", "step")
+    name: _measure(name) for name in ("checkpoint", "layer", "pipeline", "state", "step")
 }
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping
 
+from esper_ray.bench.epochs import clocked, interleaved
 from esper_ray.bench.rows import Row, make_row
 from esper_ray.config import RunConfig, parse_config
 from esper_ray.runtime import Runtime
@@ -24,7 +23,9 @@ def measure() -> list[Row]:
         Runtime(_step_config(f"{folder}/local"), local=True) as local,
         Runtime(_step_config(f"{folder}/actors")) as actors,
     ):
-        times = _interleaved({"local": _clocked(local), "actors": _clocked(actors)})
+        times = interleaved(
+            {"local": clocked(local), "actors": clocked(actors)}, _EPOCHS, _WARM_UP_EPOCHS
+        )
     milliseconds = {name: statistics.median(values) * 1e3 for name, values in times.items()}
     ratio = statistics.median(a / b for a, b in zip(times["actors"], times["local"], strict=True))
     return [
@@ -44,26 +45,3 @@ def _step_config(url: str) -> RunConfig:
             "storage": {"url": url, "every_epochs": _EPOCHS},
         }
     )
-
-
-def _clocked(runtime: Runtime) -> Callable[[int], float]:
-    """A function that trains epoch n and returns seconds per optimiser step."""
-    runtime.open()
-    steps = runtime.config.seeds.epoch_steps
-
-    def train(epoch: int) -> float:
-        began = time.perf_counter()
-        runtime.train_epoch(epoch)
-        return (time.perf_counter() - began) / steps
-
-    return train
-
-
-def _interleaved(clocks: Mapping[str, Callable[[int], float]]) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in clocks}
-    for epoch in range(_EPOCHS):
-        for name, clock in clocks.items():
-            seconds = clock(epoch)
-            if epoch >= _WARM_UP_EPOCHS:
-                times[name].append(seconds)
-    return times

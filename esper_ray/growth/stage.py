@@ -62,7 +62,10 @@ class Stage:
         self._batch: list[data.Batch] = []
         self.losses: list[Tensor] = []
         self.at_boundary = True
+        self.most_in_flight = 0
 
+    most_in_flight: int
+    """Micro-batches that were kept at once, at most."""
     at_boundary: bool
     """Whether states may have changed since the last step: shards have to agree again."""
 
@@ -109,6 +112,7 @@ class Stage:
             y = cross_entropy(y, targets, reduction="sum") / self.spec.data.batch_size
             self.losses[-1] = self.losses[-1] + y.detach()
         self._stash[micro_batch] = (x, y if not again else None)
+        self.most_in_flight = max(self.most_in_flight, len(self._stash))
         return y.detach()
 
     def _run(self, micro_batch: int, x: Tensor) -> Tensor:
