@@ -152,6 +152,7 @@ def test_a_run_survives_kills_of_every_kind(
     assert statistics.median(took["actor"]) < RESUMED_S * crowd
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_a_node_that_is_away_and_comes_back_has_no_say(
     nodes: Nodes, tmp_path: Path, undisturbed: tuple[RunLog, RunPlan]

@@ -263,4 +263,5 @@ def test_slurm_warning_lets_the_run_store_itself_and_queues_the_job_again(tmp_pa
         assert process.wait(20) == 143
     finally:
         end_group(process)
-    assert said.read_text().splitlines()[-2:] == ["stored", "requeue 4711"]
+    ends = [word for word in said.read_text().splitlines() if word in ("stored", "requeue 4711")]
+    assert ends == ["stored", "requeue 4711"]  # what starts beside them may be said later

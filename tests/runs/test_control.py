@@ -154,6 +154,7 @@ class Lines:
         return sum(line.startswith("epoch") for line in self.seen)
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.timeout(400)
 def test_people_steer_a_run_on_a_cluster_by_commands(

@@ -42,8 +42,8 @@ async def heard(url: str, run: str, count: int) -> list[Event]:
 
 
 @pytest.mark.usefixtures("interrupts")
+@pytest.mark.soak
 @pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.timeout(300)  # a run, and a process of its own, on a machine that may be busy
 def test_run_on_a_cluster_publishes_all_that_it_commits(
     make_config: ConfigMaker, ray_cluster: str

@@ -84,6 +84,7 @@ def test_a_coordinator_is_found_by_its_name_and_a_second_run_of_that_name_is_ref
         third.open()
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_an_actor_that_hangs_within_a_step_is_replaced(
