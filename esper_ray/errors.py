@@ -121,3 +121,8 @@ class EventRefused(BusError):
     """No bus takes this event: it is too large, or holds what no reader would take."""
 
     exit_code = 1
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, as far as it fits into a sentence of ours."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

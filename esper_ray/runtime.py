@@ -216,10 +216,8 @@ class Runtime:
         """Refuse a checkpoint of a run that differs in anything but its length and place."""
         point, url = found.point, found.root.url
         mine: Any = self.plan.coordinator.manifest["config"]  # `auto` by its name
-        stored = {
-            **RunConfig(run=point.run).identity(),
-            **point.config,
-        }  # older ones lack some keys
+        # An older checkpoint lacks keys that have come since; it was made with their defaults.
+        stored = {**RunConfig(run=point.run).identity(), **point.config}
         if differ := [k for k in sorted({*mine, *stored}) if mine.get(k) != stored.get(k)]:
             raise ConfigError(
                 f"the checkpoint at {url} was made with another {', '.join(differ[:3])}",

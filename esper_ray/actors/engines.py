@@ -162,8 +162,7 @@ class RayEngine:
         self._hub = open_hub(start.coordinator.herald.events, start.root)
         self._place()
         self._set_up(start)
-        pipeline = ActorPipeline(self.actors, start.grid, homes(start.stages))
-        self._ask("setup", pipeline, start.progress, start.epoch, start.fault)
+        self._ask("setup", self._pipeline(), start.progress, start.epoch, start.fault)
 
     def _set_up(self, start: Start) -> None:
         """Have every actor build its stage, and meet the others, as of this run epoch."""
@@ -242,7 +241,7 @@ class RayEngine:
         alive = self._calls.answering([(self._coordinator, self._coordinator.submit("ping"))])
         if alive or self._standing is None:
             return ()
-        began, start, epoch = time.monotonic(), self._start, self._start.epoch
+        began, epoch = time.monotonic(), self._start.epoch
         self._cluster.drop(self._coordinator)
         self._place()
         self._term += 1
@@ -250,8 +249,7 @@ class RayEngine:
         inboxes: dict[str, object] = {}
         for ends in self._calls.wait([a.submit("follow", *following) for a in self.actors]):
             inboxes |= ends
-        pipeline = ActorPipeline(self.actors, start.grid, homes(start.stages))
-        self._ask("take_over", pipeline, self._standing, epoch, self._term, inboxes)
+        self._ask("take_over", self._pipeline(), self._standing, epoch, self._term, inboxes)
         self._calls.wait([actor.submit("report") for actor in self.actors])
         took_s = time.monotonic() - began
         return (f"the coordinator is lost: going on with another ({took_s:.1f} s)",)
@@ -261,6 +259,9 @@ class RayEngine:
         self.actors, self._coordinator = self._cluster.place(
             start.shards, start.coordinator, start.root
         )
+
+    def _pipeline(self) -> ActorPipeline:
+        return ActorPipeline(self.actors, self._start.grid, homes(self._start.stages))
 
     @property
     def _all(self) -> list[RemoteActor]:

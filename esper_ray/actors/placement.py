@@ -15,7 +15,7 @@ from esper_ray.actors.lifecycle_coordinator import LifecycleCoordinator
 from esper_ray.actors.processes import cluster_processes, end_processes
 from esper_ray.actors.remote import RemoteActor
 from esper_ray.actors.tokens import use_token
-from esper_ray.errors import ClusterUnavailable, ResourcesTimeout, RunFailed
+from esper_ray.errors import ClusterUnavailable, ResourcesTimeout, RunFailed, first_line
 from esper_ray.growth.spec import StageSpec
 from esper_ray.storage import Root
 
@@ -89,7 +89,7 @@ class Cluster:
             )
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             raise ClusterUnavailable(
-                f"no Ray cluster answers at {address!r}: {_first_line(error)}",
+                f"no Ray cluster answers at {address!r}: {first_line(error)}",
                 "check that it runs and that RAY_AUTH_TOKEN_PATH names its token, "
                 "or set cluster.address to local",
             ) from error
@@ -263,7 +263,3 @@ def _shortage(needed: int, what: str, waited_s: float) -> str:
         for resources in (ray.cluster_resources, ray.available_resources)
     )
     return f"need {needed} {what}, cluster has {total} ({free} free) after {waited_s:.0f} s"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from esper_ray.actors.transport import Receive, Send, Tag, aborted
-from esper_ray.errors import StepFailed
+from esper_ray.errors import StepFailed, first_line
 
 _FAULTS: Final = (RuntimeError, ValueError)  # what torch.distributed raises, DistError included
 _POISON: Final = 1
@@ -106,7 +106,7 @@ class TorchDistTransport:
             leave_group()  # what others wait for will not come: closed connections tell them
             if self._aborted is not None:
                 raise aborted(self._aborted) from error
-            raise StepFailed(f"the exchange of tensors failed: {_first_line(error)}") from error
+            raise StepFailed(f"the exchange of tensors failed: {first_line(error)}") from error
 
     def _exchange(self, sends: Sequence[Send], receives: Sequence[Receive]) -> list[Tensor]:
         given = [send.tensor.detach().contiguous() for send in sends]
@@ -207,7 +207,7 @@ def _reach(meeting: Meeting, limit: datetime.timedelta) -> Any:
             meeting.host, meeting.port, meeting.world, is_master=False, timeout=limit
         )
     except _FAULTS as error:
-        raise StepFailed(f"no store of the run at {meeting.host}: {_first_line(error)}") from error
+        raise StepFailed(f"no store of the run at {meeting.host}: {first_line(error)}") from error
 
 
 def _name(source: int, target: int, tag: Tag) -> str:
@@ -219,8 +219,9 @@ def _bind(host: str) -> None:
     """Have both backends use the network of the node's cluster address."""
     import psutil  # Ray brings it, and makes it importable
 
+    own = _own_address(host)
     for name, addresses in psutil.net_if_addrs().items():
-        if any(address.address == _own_address(host) for address in addresses):
+        if any(address.address == own for address in addresses):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
             os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
@@ -230,7 +231,3 @@ def _own_address(host: str) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))
         return str(probe.getsockname()[0])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import pickle
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -32,33 +30,10 @@ from esper_ray.growth.stage import Stage
 from esper_ray.lifecycle import ExtendedLifecycle as S
 from esper_ray.planning import RunPlan, plan_run
 from esper_ray.storage import Root, RunLog, manifest
+from tests.actors.grids import ThreadActor
 from tests.builders import transitions
 
 EPOCHS, EPOCH_STEPS, RUN_EPOCH = 6, 2, 1
-
-
-class ThreadActor:
-    """A handle with RemoteActor's calls; arguments and results are copied as Ray copies them."""
-
-    def __init__(self, actor: LayerActor) -> None:
-        self.actor = actor
-        self._pools = {n: ThreadPoolExecutor(threads) for n, threads in CONCURRENCY_GROUPS.items()}
-
-    def submit(self, method: str, *args: object) -> Future[Any]:
-        copied = pickle.loads(pickle.dumps(args))
-        pool = self._pools[METHOD_GROUPS[method]]
-        return pool.submit(getattr(self.actor, method), *copied)
-
-    def tell(self, method: str, *args: object) -> None:
-        self.submit(method, *args)
-
-    async def ask(self, method: str, *args: object) -> Any:
-        return await asyncio.wrap_future(self.submit(method, *args))
-
-    def close(self) -> None:
-        self.actor.abort("the test is over")
-        for pool in self._pools.values():
-            pool.shutdown()
 
 
 class Inbox:

@@ -13,7 +13,7 @@ import pytest
 from esper_ray.actors import placement
 from esper_ray.actors.placement import Cluster, ClusterSettings
 from esper_ray.actors.tokens import use_token
-from esper_ray.errors import ClusterUnavailable
+from esper_ray.errors import ClusterUnavailable, first_line
 
 # ------------------------------------------------------------------ addresses
 
@@ -188,4 +188,4 @@ def test_shortage_says_what_is_needed_and_what_there_is(monkeypatch: pytest.Monk
     ],
 )
 def test_only_the_first_line_of_an_error_is_shown(error: Exception, line: str) -> None:
-    assert placement._first_line(error) == line
+    assert first_line(error) == line
